@@ -1,0 +1,119 @@
+"""Training CLIP: pictures and captions in one space, near each other when they belong together.
+
+For a batch of N pairs, with unit vectors v_i of pictures and u_i of captions and a learned temperature tau (Radford
+et al. 2021, arXiv 2103.00020), each picture has to find its caption among the N, and each caption its picture:
+
+    L = - 1/2N sum_i [ log softmax_j(v_i.u_j / tau)_i + log softmax_j(v_j.u_i / tau)_i ]
+
+`python -m dalle_core.training.clip --help` trains one; started again with the same `--out`, it goes on. Two are
+wanted: one that reranks, and one from another `--seed` that judges and never reranks.
+"""
+
+import argparse
+import json
+import time
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from tqdm import tqdm
+from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, PreTrainedTokenizerFast
+
+from dalle_core.text_tokenizer import encode_prompts
+from dalle_core.training.data import as_pixels, batches, open_dataset
+from dalle_core.training.state import RunState, learning_rate
+
+
+def new_clip(tokenizer: PreTrainedTokenizerFast, image_size: int, text_length: int, width: int = 192) -> CLIPModel:
+    """A small CLIP: 5 layers over 16-pixel patches, 3 layers over text."""
+    config = CLIPConfig(
+        text_config={
+            "vocab_size": len(tokenizer), "hidden_size": width, "intermediate_size": 4 * width, "num_hidden_layers": 3,
+            "num_attention_heads": width // 32, "max_position_embeddings": text_length, "projection_dim": width,
+            "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id, "bos_token_id": None,
+        },
+        vision_config={
+            "hidden_size": width, "intermediate_size": 4 * width, "num_hidden_layers": 5, "projection_dim": width,
+            "num_attention_heads": width // 32, "image_size": image_size, "patch_size": 16,
+        },
+        projection_dim=width,
+    )  # fmt: skip
+    model = CLIPModel(config)
+    # transformers initialises for its own very deep models; unit-variance features train many times as fast here.
+    for module in model.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.normal_(module.weight, std=module.in_features**-0.5 * 0.7)
+    return model
+
+
+def new_image_processor(image_size: int) -> CLIPImageProcessor:
+    """Pictures of any size -> pixels in [-1, 1] at `image_size`."""
+    size = {"height": image_size, "width": image_size}
+    return CLIPImageProcessor(size=size, do_center_crop=False, image_mean=[0.5] * 3, image_std=[0.5] * 3)
+
+
+def degrade(pixels: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Blurs by going through a smaller size: pictures that a model draws are softer than drawn ones. [B, 3, H, W]."""
+    side = pixels.shape[-1]
+    small = side // (1 + torch.randint(4, (), generator=generator).item())
+    return F.interpolate(F.interpolate(pixels, size=small, mode="area"), size=side, mode="bilinear")
+
+
+def train(args: argparse.Namespace) -> None:
+    torch.manual_seed(args.seed)
+    args.out.mkdir(parents=True, exist_ok=True)
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(args.text_tokenizer)
+    dataset = open_dataset(args.data, args.image_size, seed=args.seed)
+    clip = new_clip(tokenizer, args.image_size, args.text_length).to(args.device)
+    print(f"{sum(p.numel() for p in clip.parameters()):,} parameters")
+    optimizer = torch.optim.AdamW(clip.parameters(), lr=args.learning_rate, betas=(0.9, 0.98), weight_decay=0.05)
+    state = RunState(args.out, clip=clip, optimizer=optimizer)
+    first, steps = state.restore(), args.samples // args.batch_size
+    dtype = getattr(torch, args.dtype)
+
+    bar = tqdm(total=steps, initial=first, unit="step", desc="CLIP", mininterval=10)
+    with open(args.out / "log.jsonl", "a") as log:
+        for step, (bytes_, texts) in enumerate(batches(dataset, args.batch_size, first, steps, args.seed), first):
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate(step, steps, args.learning_rate, warmup=50)
+            pixels = degrade(as_pixels(bytes_.to(args.device)), torch.Generator().manual_seed(step))
+            text_ids = encode_prompts(tokenizer, texts, args.text_length).to(args.device)
+            with torch.autocast(args.device.split(":")[0], dtype, enabled=dtype != torch.float32):
+                out = clip(input_ids=text_ids, pixel_values=pixels, return_loss=True)
+            optimizer.zero_grad(set_to_none=True)
+            out.loss.backward()
+            nn.utils.clip_grad_norm_(clip.parameters(), 1.0)
+            optimizer.step()
+            clip.logit_scale.data.clamp_(max=4.6052)  # a temperature of 1/100, as in the paper
+            bar.update()
+            if step % 20 == 0:
+                right = (out.logits_per_image.argmax(1) == torch.arange(len(texts), device=args.device)).float().mean()
+                logs = {"step": step, "loss": out.loss.item(), "right": right.item(), "time": time.time()}
+                bar.set_postfix(loss=f"{logs['loss']:.3f}", right=f"{logs['right']:.2f}", refresh=False)
+                log.write(json.dumps(logs) + "\n")
+                log.flush()
+            state.save_if_due(step + 1)
+    state.save(steps)
+    clip.save_pretrained(args.out / "clip")
+    new_image_processor(args.image_size).save_pretrained(args.out / "clip_processor")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Train a CLIP; run again to go on after a stop.")
+    parser.add_argument("--data", default="data/emoji", help="the emoji corpus, or a folder with metadata.jsonl")
+    parser.add_argument("--text-tokenizer", default="runs/text_tokenizer", help="folder")
+    parser.add_argument("--out", type=Path, default=Path("runs/clip"), help="state, logs, result")
+    parser.add_argument("--samples", type=int, default=120_000, help="pictures to train on (%(default)s)")
+    parser.add_argument("--batch-size", type=int, default=192)
+    parser.add_argument("--image-size", type=int, default=96)
+    parser.add_argument("--text-length", type=int, default=16)
+    parser.add_argument("--learning-rate", type=float, default=1e-3)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"], help="of the matrix products")
+    parser.add_argument("--seed", type=int, default=0)
+    train(parser.parse_args())
+
+
+if __name__ == "__main__":
+    main()
