@@ -287,8 +287,8 @@ class EmojiCorpus:
         for number in sorted(set(range(len(self.icons))) - set(self.kept_out)):
             self.by_style[self.icons[number]["style"]].append(number)
         self.trained = [number for numbers in self.by_style.values() for number in numbers]
-        weights = np.array([_weight(self.concepts[self.icons[number]["concept"]]["en"][0]) for number in self.trained])
-        self.weights = weights / weights.sum()
+        weights = [_weight(self.concepts[self.icons[number]["concept"]]["en"][0]) for number in self.trained]
+        self.cumulative = np.cumsum(weights) / np.sum(weights)
 
     def __len__(self) -> int:
         return self.length
@@ -314,7 +314,7 @@ class EmojiCorpus:
         """What picture i shows: the kind, the icon numbers, the background."""
         rng = np.random.default_rng((self.seed, i))
         kind = str(rng.choice(list(KINDS), p=list(KINDS.values())))
-        numbers = [int(rng.choice(self.trained, p=self.weights))]
+        numbers = [self._icon(rng)]
         if kind in ("pair", "above"):
             numbers.append(self._partner(numbers[0], rng))
         return kind, numbers, str(rng.choice(list(BACKGROUNDS))) if rng.random() < 0.5 else "white"
@@ -330,7 +330,7 @@ class EmojiCorpus:
                 items.append((self._draw("single", [number], "white"), text))
         elif kind == "pairing":
             for _ in range(count):
-                first = int(rng.choice(self.trained, p=self.weights))
+                first = self._icon(rng)
                 second = self._partner(first, rng, held_out=True)
                 background = str(rng.choice(list(BACKGROUNDS)))
                 names = [self.concepts[self.icons[n]["concept"]]["en"][0] for n in (first, second)]
@@ -340,10 +340,13 @@ class EmojiCorpus:
             raise ValueError(f'kind is {kind!r}; it is "style" or "pairing"')
         return items
 
+    def _icon(self, rng) -> int:
+        return self.trained[min(np.searchsorted(self.cumulative, rng.random()), len(self.trained) - 1)]
+
     def _partner(self, number: int, rng, held_out: bool = False) -> int:
         concept, style = self.icons[number]["concept"], self.icons[number]["style"]
         while True:
-            other = int(rng.choice(self.by_style[style]))
+            other = self.by_style[style][rng.integers(len(self.by_style[style]))]
             code = self.icons[other]["concept"]
             if code != concept and held_out_pairing(concept, code) == held_out:
                 return other

@@ -28,7 +28,6 @@ decoder as the generator of the GAN:
 
 import argparse
 import json
-import math
 import time
 from pathlib import Path
 
@@ -38,9 +37,11 @@ from diffusers import VQModel
 from torch import nn
 from tqdm import tqdm
 
-
+from dalle_core import image_tokenizer
 from dalle_core.training.data import as_pixels, batches, open_dataset
 from dalle_core.training.state import RunState, learning_rate
+
+WARMUP_STEPS = 150  # of plain autoencoding, before the codebook is drawn from the encoder's outputs
 
 
 def new_image_tokenizer(codebook_size: int = 2048, channels: tuple[int, ...] = (48, 96, 192)) -> VQModel:
@@ -136,25 +137,20 @@ class Codebook(nn.Module):
         return self.recent[torch.randint(len(self.recent), (count,), generator=generator)]
 
 
-def block_size(model: VQModel) -> int:
-    """Pixels a side of the blocks that the model sees as channels: in_channels = 3 * block_size^2."""
-    return math.isqrt(model.config.in_channels // 3)
-
-
 def decode(model: VQModel, z: torch.Tensor) -> torch.Tensor:
     """Quantized vectors [B, C, h, w] -> pixels [B, 3, H, W], not clipped, with gradients."""
-    return F.pixel_shuffle(model.decode(z, force_not_quantize=True).sample, block_size(model))
+    return F.pixel_shuffle(model.decode(z, force_not_quantize=True).sample, image_tokenizer.block_size(model))
 
 
 def encode(model: VQModel, pixels: torch.Tensor) -> torch.Tensor:
     """Pixels [B, 3, H, W] -> the encoder's vectors before quantization [B, C, h, w], with gradients."""
-    return model.encode(F.pixel_unshuffle(pixels, block_size(model))).latents
+    return model.encode(F.pixel_unshuffle(pixels, image_tokenizer.block_size(model))).latents
 
 
 class Trainer:
     """One generator step and one discriminator step at a time; `step(pixels)` returns the losses as floats."""
 
-    def __init__(self, model: VQModel, steps: int, gan_start: int, warmup: int = 150, peak: float = 1e-3,
+    def __init__(self, model: VQModel, steps: int, gan_start: int, warmup: int, peak: float = 1e-3,
                  adversarial: float = 0.2, dtype=torch.float32):  # fmt: skip
         self.model, self.steps, self.gan_start, self.peak = model, steps, gan_start, peak
         self.adversarial, self.dtype = adversarial, dtype
@@ -215,8 +211,6 @@ class Trainer:
 @torch.no_grad()
 def evaluate(model: VQModel, images: list, folder: Path, step: int) -> float:
     """Mean PSNR of `images` (PIL), through tokens as in use; writes originals above reconstructions to a picture."""
-    from dalle_core import image_tokenizer
-
     pixels = image_tokenizer.to_pixels(images)
     decoded = torch.cat([image_tokenizer.decode(model, image_tokenizer.encode(model, part)) for part in pixels.split(16)])
     rows = torch.cat([pixels[:12], decoded[:12]]).clamp(-1, 1)  # [24, 3, H, W]
@@ -231,7 +225,7 @@ def train(args: argparse.Namespace) -> None:
     dataset = open_dataset(args.data, args.image_size, seed=args.seed)
     model = new_image_tokenizer(args.codebook_size).to(args.device, memory_format=torch.channels_last)
     steps = args.images // args.batch_size
-    trainer = Trainer(model, steps, int(args.gan_from * steps), dtype=getattr(torch, args.dtype))
+    trainer = Trainer(model, steps, int(args.gan_from * steps), WARMUP_STEPS, dtype=getattr(torch, args.dtype))
     state = RunState(args.out, **trainer.objects())
     first = state.restore()
     held_out = [image for image, _ in dataset.held_out(dataset.held_out_kinds[0], 64)]

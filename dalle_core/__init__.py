@@ -1,0 +1,14 @@
+"""DALL·E that runs: an image tokenizer, an autoregressive prior, sampling, and CLIP reranking.
+
+    import dalle_core
+
+    pipe = dalle_core.load("emoji")
+    best = pipe("a red fox", num_candidates=16, seed=7).candidates[0]
+"""
+
+from dalle_core.catalogue import load
+from dalle_core.errors import InputError, ModelError
+from dalle_core.gpt_prior import GPTPrior
+from dalle_core.pipeline import Candidate, DallePipeline, Generation, Step
+
+__all__ = ["Candidate", "DallePipeline", "GPTPrior", "Generation", "InputError", "ModelError", "Step", "load"]

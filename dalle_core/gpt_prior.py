@@ -1,0 +1,118 @@
+"""The prior as one stream of text and image tokens: p(image token i | text, image tokens before i).
+
+A decoder-only transformer over `text_length` text positions followed by `image_length` image positions: the DALL·E
+paper's design, in minDALL·E's form (pre-LN GPT, learned positions, no BOS: the hidden state of the last text position
+predicts image token 0; padding is seen like any token). It knows ids, not text or pictures.
+"""
+
+import torch
+import torch.nn.functional as F
+from diffusers import ConfigMixin, ModelMixin
+from diffusers.configuration_utils import register_to_config
+from torch import nn
+
+
+class KVCache:
+    """Keys and values of every layer for `rows` sequences, allocated once. The caller owns it."""
+
+    def __init__(self, prior: "GPTPrior", rows: int):
+        config, weight = prior.config, prior.head.weight
+        length = config.text_length + config.image_length
+        shape = (config.num_layers, rows, config.num_heads, length, config.hidden_size // config.num_heads)
+        self.k = torch.empty(shape, device=weight.device, dtype=weight.dtype)  # [L, B, H, T, D]
+        self.v = torch.empty_like(self.k)
+
+    def expand(self, rows: int) -> "KVCache":
+        """A cache of `rows` sequences that all begin like this one's single sequence."""
+        other = KVCache.__new__(KVCache)
+        other.k = self.k.expand(-1, rows, -1, -1, -1).contiguous()
+        other.v = self.v.expand(-1, rows, -1, -1, -1).contiguous()
+        return other
+
+
+class Attention(nn.Module):
+    def __init__(self, hidden_size: int, num_heads: int):
+        super().__init__()
+        self.num_heads = num_heads
+        self.qkv = nn.Linear(hidden_size, 3 * hidden_size)
+        self.proj = nn.Linear(hidden_size, hidden_size)
+
+    def forward(self, x, cache=None, layer: int = 0, start: int = 0):
+        q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)  # each [B, H, T, D]
+        if cache is not None:
+            end = start + x.shape[1]
+            cache.k[layer, :, :, start:end] = k
+            cache.v[layer, :, :, start:end] = v
+            k, v = cache.k[layer, :, :, :end], cache.v[layer, :, :, :end]
+        # A single query sees all that is cached; several start at position 0 and are causal.
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=x.shape[1] > 1)
+        return self.proj(y.transpose(1, 2).flatten(2))  # [B, T, H*D]
+
+
+class Block(nn.Module):
+    def __init__(self, hidden_size: int, num_heads: int):
+        super().__init__()
+        self.ln1 = nn.LayerNorm(hidden_size)
+        self.attn = Attention(hidden_size, num_heads)
+        self.ln2 = nn.LayerNorm(hidden_size)
+        self.mlp = nn.Sequential(
+            nn.Linear(hidden_size, 4 * hidden_size), nn.GELU(), nn.Linear(4 * hidden_size, hidden_size)
+        )
+
+    def forward(self, x, cache=None, layer: int = 0, start: int = 0):
+        x = x + self.attn(self.ln1(x), cache, layer, start)
+        return x + self.mlp(self.ln2(x))
+
+
+class GPTPrior(ModelMixin, ConfigMixin):
+    """Logits of image tokens given text and the image tokens before them."""
+
+    @register_to_config
+    def __init__(
+        self,
+        text_vocab_size: int,
+        text_length: int,
+        image_vocab_size: int,
+        image_length: int,
+        num_layers: int,
+        num_heads: int,
+        hidden_size: int,
+    ):
+        super().__init__()
+        self.text_embedding = nn.Embedding(text_vocab_size, hidden_size)
+        self.text_position = nn.Embedding(text_length, hidden_size)
+        self.image_embedding = nn.Embedding(image_vocab_size, hidden_size)
+        self.image_position = nn.Embedding(image_length, hidden_size)
+        self.blocks = nn.ModuleList(Block(hidden_size, num_heads) for _ in range(num_layers))
+        self.ln_f = nn.LayerNorm(hidden_size)
+        self.head = nn.Linear(hidden_size, image_vocab_size, bias=False)
+        for module in self.modules():
+            if isinstance(module, (nn.Linear, nn.Embedding)):
+                nn.init.normal_(module.weight, std=0.02)
+            if isinstance(module, nn.Linear) and module.bias is not None:
+                nn.init.zeros_(module.bias)
+        for block in self.blocks:  # GPT-2: residual branches add up over 2 * num_layers
+            for projection in (block.attn.proj, block.mlp[2]):
+                nn.init.normal_(projection.weight, std=0.02 / (2 * num_layers) ** 0.5)
+
+    def forward(self, text_ids=None, image_ids=None, cache: KVCache | None = None, position: int = 0) -> torch.Tensor:
+        """Logits of the next image token at each position that has one.
+
+        - training: text_ids [B, text_length], image_ids [B, n] -> [B, n + 1, V], for image tokens 0 ... n
+        - prefill:  text_ids [B, text_length], cache            -> [B, 1, V], for image token 0
+        - decode:   image_ids [B, 1] at image position `position`, cache -> [B, 1, V], for image token `position` + 1
+        """
+        parts, start = [], 0
+        if text_ids is not None:
+            parts.append(self.text_embedding(text_ids) + self.text_position.weight)
+        else:
+            start = self.config.text_length + position
+        if image_ids is not None:
+            positions = self.image_position.weight[position : position + image_ids.shape[1]]
+            parts.append(self.image_embedding(image_ids) + positions)
+        x = torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]  # [B, T, hidden]
+        for layer, block in enumerate(self.blocks):
+            x = block(x, cache, layer, start)
+        if text_ids is not None:
+            x = x[:, self.config.text_length - 1 :]
+        return self.head(self.ln_f(x))

@@ -1,0 +1,60 @@
+"""Pictures <-> grids of tokens, through a `diffusers.VQModel`.
+
+Pixels are float NCHW in [-1, 1], whatever the model. A model may work on r x r blocks of pixels as channels
+(space-to-depth, in_channels = 3 * r^2): full resolution at the decoder's end for almost no cost. Published VQGANs
+have r = 1.
+"""
+
+import math
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from diffusers import VQModel
+from PIL import Image, ImageOps
+
+
+def block_size(model: VQModel) -> int:
+    """r: the side in pixels of the blocks that the model sees as channels."""
+    return math.isqrt(model.config.in_channels // 3)
+
+
+def downsampling(model: VQModel) -> int:
+    """Pixels a side that one token stands for (the f of VQGAN)."""
+    return block_size(model) * 2 ** (len(model.config.block_out_channels) - 1)
+
+
+@torch.no_grad()
+def encode(model: VQModel, pixels: torch.Tensor) -> torch.Tensor:
+    """Pixels [B, 3, H, W] in [-1, 1] -> tokens [B, h, w] (int64): the nearest code of each vector."""
+    z = model.encode(F.pixel_unshuffle(pixels.to(model.dtype), block_size(model))).latents  # [B, C, h, w]
+    _, _, (_, _, tokens) = model.quantize(z)
+    return tokens.view(z.shape[0], *z.shape[2:])
+
+
+@torch.no_grad()
+def decode(model: VQModel, tokens: torch.Tensor) -> torch.Tensor:
+    """Tokens [B, h, w] -> pixels [B, 3, H, W] in [-1, 1]."""
+    z = model.quantize.embedding(tokens).permute(0, 3, 1, 2)  # [B, C, h, w]
+    blocks = model.decode(z, force_not_quantize=True).sample
+    return F.pixel_shuffle(blocks, block_size(model)).clamp(-1, 1).float()
+
+
+def to_pixels(images: list[Image.Image]) -> torch.Tensor:
+    """PIL images of one size -> pixels [B, 3, H, W] in [-1, 1]. Upright (EXIF), transparency on white."""
+    arrays = []
+    for image in images:
+        image = ImageOps.exif_transpose(image)
+        if image.mode != "RGB":
+            image = image.convert("RGBA")
+            white = Image.new("RGBA", image.size, "white")
+            white.alpha_composite(image)
+            image = white.convert("RGB")
+        arrays.append(np.asarray(image))
+    return torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def to_images(pixels: torch.Tensor) -> list[Image.Image]:
+    """Pixels [B, 3, H, W] in [-1, 1] -> PIL images."""
+    arrays = ((pixels.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+    return [Image.fromarray(array) for array in arrays]

@@ -1,0 +1,299 @@
+"""From a prompt to ranked candidates: `DallePipeline`, a diffusers pipeline of image tokenizer, prior and CLIP."""
+
+import math
+import operator
+import secrets
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+
+import torch
+from diffusers import DiffusionPipeline, VQModel
+from PIL import Image
+from transformers import CLIPImageProcessor, CLIPModel, PreTrainedTokenizerFast
+
+from dalle_core import image_tokenizer as images
+from dalle_core import rerank as clip_rerank
+from dalle_core.engine import SamplingSettings, generate
+from dalle_core.errors import InputError
+from dalle_core.gpt_prior import GPTPrior
+from dalle_core.sampling import candidate_uniforms
+from dalle_core.text_tokenizer import encode_prompts, fit_prompt
+
+NOT_DRAWN = 0.86  # light grey in [-1, 1]: cells of a preview whose token is not drawn yet
+PIXEL_CHUNK = 16  # pictures decoded together; more only takes more memory
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One picture. (seed, index) names it among all that its prompt and settings can give."""
+
+    image: Image.Image
+    score: float | None  # CLIP's cosine with the prompt; None when not reranked
+    tokens: torch.Tensor  # [grid, grid]
+    seed: int
+    index: int  # in the order of sampling
+
+
+@dataclass(frozen=True)
+class Generation:
+    """What one call made: candidates, best first when reranked, else in the order of sampling."""
+
+    candidates: list[Candidate]
+    prompt: str
+    used_prompt: str
+    dropped_prompt: str  # what the model's text length cut off
+    negative_prompt: str
+    seed: int
+    settings: dict = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Step:
+    """Tokens drawn so far over all candidates, of `total`; previews now and then; the generation on the last step."""
+
+    index: int
+    total: int
+    previews: list[Image.Image] | None = None
+    generation: Generation | None = None
+
+
+class DallePipeline(DiffusionPipeline):
+    """`pipe("a red fox", num_candidates=16, seed=7).candidates[0].image`; see `stream` for the arguments.
+
+    Holds no request's state: several threads may sample from one pipeline.
+    """
+
+    model_cpu_offload_seq = "prior->image_tokenizer->clip"
+
+    def __init__(
+        self,
+        image_tokenizer: VQModel,
+        text_tokenizer: PreTrainedTokenizerFast,
+        prior: GPTPrior,
+        clip: CLIPModel,
+        clip_processor: CLIPImageProcessor,
+        name: str = "unnamed",
+        defaults: dict | None = None,
+        examples: list[str] | None = None,
+    ):
+        super().__init__()
+        self.register_modules(
+            image_tokenizer=image_tokenizer, text_tokenizer=text_tokenizer, prior=prior, clip=clip,
+            clip_processor=clip_processor,
+        )  # fmt: skip
+        sampling = {"num_candidates": 16} | asdict(SamplingSettings()) | dict(defaults or {})
+        self.register_to_config(name=name, defaults=sampling, examples=list(examples or []))
+        self.chunk_size: int | None = None  # candidates sampled at a time; None: up to 64
+        self.max_candidates = 64
+
+    @property
+    def name(self) -> str:
+        return self.config.name
+
+    @property
+    def defaults(self) -> dict:
+        """num_candidates, temperature, top_k, top_p, guidance_scale: what a call uses where it names nothing."""
+        return dict(self.config.defaults)
+
+    @property
+    def examples(self) -> list[str]:
+        return list(self.config.examples)
+
+    @property
+    def grid_size(self) -> int:
+        """Tokens a side."""
+        return math.isqrt(self.prior.config.image_length)
+
+    @property
+    def image_size(self) -> int:
+        """Pixels a side."""
+        return self.grid_size * images.downsampling(self.image_tokenizer)
+
+    @property
+    def codebook_size(self) -> int:
+        return self.prior.config.image_vocab_size
+
+    def fit_prompt(self, prompt: str) -> tuple[str, str]:
+        """(what the model reads of a prompt, what does not fit its text length)."""
+        return fit_prompt(self.text_tokenizer, prompt, self.prior.config.text_length)
+
+    def __call__(self, prompt: str, **arguments) -> Generation:
+        """Draws candidates for a prompt; the arguments of `stream`."""
+        for step in self.stream(prompt, **arguments):
+            pass
+        return step.generation
+
+    def stream(
+        self,
+        prompt: str,
+        negative_prompt: str = "",
+        num_candidates: int | None = None,
+        seed: int | None = None,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        guidance_scale: float | None = None,
+        image_tokens: torch.Tensor | None = None,
+        keep: torch.Tensor | None = None,
+        preview_every: int = 0,
+        rerank: bool = True,
+    ) -> Iterator[Step]:
+        """Yields a `Step` after every token; the last one holds the `Generation`. Closing the iterator stops the work.
+
+        What is None comes from the model's `defaults`; a seed that is None is drawn at random. The negative prompt
+        takes the null prompt's place in guidance, so it needs a guidance scale other than 1. image_tokens with keep
+        (both [grid, grid], keep boolean) forces the tokens where keep is true and draws the others. preview_every:
+        positions between previews, 0 for none.
+
+        Raises InputError, before anything is computed, naming the argument, its value and what is allowed.
+        """
+        if not isinstance(prompt, str) or not isinstance(negative_prompt, str):
+            raise InputError("The prompt and the negative prompt must be text.")
+        used, dropped = self.fit_prompt(prompt)
+        negative = negative_prompt.strip() and self.fit_prompt(negative_prompt)[0]
+        defaults = self.defaults
+
+        def number(name, value, low, high, whole=False, above=False):
+            return _number(name, defaults[name] if value is None else value, low, high, whole, above)
+
+        num_candidates = number("num_candidates", num_candidates, 1, self.max_candidates, whole=True)
+        seed = secrets.randbelow(2**32) if seed is None else _number("seed", seed, 0, 2**63 - 1, whole=True)
+        settings = SamplingSettings(
+            temperature=number("temperature", temperature, 0.0, 100.0),
+            top_k=number("top_k", top_k, 0, self.codebook_size, whole=True),
+            top_p=number("top_p", top_p, 0.0, 1.0, above=True),
+            guidance_scale=number("guidance_scale", guidance_scale, 0.0, 100.0),
+        )
+        preview_every = _number("preview_every", preview_every, 0, 10**6, whole=True)
+        forced, keep = self._forced(image_tokens, keep)
+        generation = Generation(
+            candidates=[], prompt=prompt, used_prompt=used, dropped_prompt=dropped, negative_prompt=negative_prompt,
+            seed=seed, settings={"num_candidates": num_candidates} | asdict(settings),
+        )  # fmt: skip
+        return self._stream(generation, negative, settings, forced, keep, preview_every, rerank)
+
+    def _stream(self, generation, negative, settings, forced, keep, preview_every, rerank) -> Iterator[Step]:
+        count, length = generation.settings["num_candidates"], self.prior.config.image_length
+        device = self.prior.device
+        text_ids, null_ids = (
+            encode_prompts(self.text_tokenizer, [text], self.prior.config.text_length).to(device)
+            for text in (generation.used_prompt, negative)
+        )
+        finished = torch.empty(0, length, dtype=torch.long)  # tokens, on the CPU
+        shown: list[Image.Image] = []  # of the finished ones
+        chunk = min(self.chunk_size or 64, count)
+        while len(finished) < count:
+            rows = range(len(finished), min(len(finished) + chunk, count))
+            uniforms = torch.stack([candidate_uniforms(generation.seed, i, length) for i in rows])
+            steps = generate(self.prior, text_ids, null_ids, uniforms, settings, forced, keep)
+            out_of_memory = False
+            try:
+                for position, tokens in enumerate(steps, 1):
+                    previews = None
+                    if preview_every and position % preview_every == 0 and position < length:
+                        waiting = torch.full((count - rows.stop, length), -1, device=tokens.device)
+                        previews = shown + self._preview(torch.cat([tokens, waiting]), position)
+                    index = len(finished) * length + len(rows) * position
+                    if index < count * length:
+                        yield Step(index, count * length, previews)
+            except RuntimeError as error:
+                if not _is_out_of_memory(error):
+                    raise
+                out_of_memory = True  # handled outside: the traceback would keep the memory
+            finally:
+                steps.close()
+            if out_of_memory:
+                if chunk == 1:
+                    raise InputError(
+                        "There is not enough memory to draw even one candidate. Close other programs, or load the "
+                        "model in a smaller dtype."
+                    )
+                chunk = chunk // 2
+                continue
+            finished = torch.cat([finished, tokens.cpu()])
+            shown += self._images(finished[rows.start :])
+        generation.candidates.extend(self._candidates(generation, finished, shown, rerank))
+        yield Step(count * length, count * length, shown if preview_every else None, generation)
+
+    def _candidates(self, generation, tokens, shown, rerank) -> list[Candidate]:
+        scores = [None] * len(shown)
+        if rerank:
+            scores = clip_rerank.scores(
+                self.clip, self.clip_processor, self.text_tokenizer, generation.used_prompt, shown
+            )
+        grids = tokens.unflatten(1, (self.grid_size, self.grid_size))
+        candidates = [
+            Candidate(image, score, grid.clone(), generation.seed, index)
+            for index, (image, score, grid) in enumerate(zip(shown, scores, grids))
+        ]
+        return sorted(candidates, key=lambda candidate: -candidate.score) if rerank else candidates
+
+    @torch.inference_mode()
+    def _images(self, tokens: torch.Tensor) -> list[Image.Image]:
+        """Tokens [B, N] -> pictures."""
+        grids = tokens.to(self.image_tokenizer.device).unflatten(1, (self.grid_size, self.grid_size))
+        return [
+            image
+            for part in grids.split(PIXEL_CHUNK)
+            for image in images.to_images(images.decode(self.image_tokenizer, part))
+        ]
+
+    @torch.inference_mode()
+    def _preview(self, tokens: torch.Tensor, position: int) -> list[Image.Image]:
+        """Pictures of unfinished candidates [B, N]: cells not drawn yet (-1) are grey."""
+        drawn = tokens >= 0
+        last = tokens[:, :position].amax(dim=1, keepdim=True).clamp(min=0)
+        last = torch.where(drawn[:, position - 1 : position], tokens[:, position - 1 : position], last)
+        # The decoder looks beyond a cell's edges: what is missing is filled with the latest token, then painted over.
+        grids = torch.where(drawn, tokens, last).unflatten(1, (self.grid_size, self.grid_size))
+        cells = drawn.unflatten(1, (1, self.grid_size, self.grid_size)).float()  # [B, 1, h, w]
+        factor = images.downsampling(self.image_tokenizer)
+        pictures = []
+        for part, mask in zip(grids.split(PIXEL_CHUNK), cells.split(PIXEL_CHUNK)):
+            mask = mask.repeat_interleave(factor, 2).repeat_interleave(factor, 3)
+            pixels = images.decode(self.image_tokenizer, part)
+            pictures += images.to_images(pixels * mask + NOT_DRAWN * (1 - mask))
+        return pictures
+
+    def _forced(self, image_tokens, keep) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        """Checked and flattened: ([N] int64, [N] bool), or two None."""
+        if image_tokens is None and keep is None:
+            return None, None
+        if image_tokens is None or keep is None:
+            raise InputError("image_tokens and keep go together: the tokens, and which of them stay.")
+        shape = (self.grid_size, self.grid_size)
+        image_tokens, keep = torch.as_tensor(image_tokens), torch.as_tensor(keep)
+        for name, value in (("image_tokens", image_tokens), ("keep", keep)):
+            if tuple(value.shape) != shape:
+                raise InputError(f"{name} has the shape {tuple(value.shape)}; this model's grid is {shape}.")
+        if image_tokens.is_floating_point() or image_tokens.dtype == torch.bool:
+            raise InputError(f"image_tokens must be whole numbers, not {image_tokens.dtype}.")
+        if keep.dtype != torch.bool:
+            raise InputError(f"keep must be boolean (true where the token stays), not {keep.dtype}.")
+        if image_tokens.min() < 0 or image_tokens.max() >= self.codebook_size:
+            raise InputError(
+                f"image_tokens holds {image_tokens.min().item()} to {image_tokens.max().item()}; this model's tokens are "
+                f"0 to {self.codebook_size - 1}."
+            )
+        return image_tokens.flatten().long(), keep.flatten()
+
+
+def _number(name: str, value, low, high, whole: bool = False, above: bool = False):
+    """`value` as an int or float in [low, high], or ]low, high]. Raises InputError."""
+    allowed = f"{'a whole number' if whole else 'a number'} {'above' if above else 'from'} {low} {'up ' if above else ''}to {high}"
+    wrong = InputError(f"{name} is {str(value)[:60]!r}; it must be {allowed}.")
+    if isinstance(value, bool) or value is None:
+        raise wrong
+    try:
+        value = operator.index(value) if whole else float(value)
+    except (TypeError, ValueError, OverflowError):
+        if not (whole and isinstance(value, float) and value.is_integer()):
+            raise wrong from None
+        value = int(value)
+    if not (low < value if above else low <= value) or not value <= high:  # NaN fails too
+        raise wrong
+    return value
+
+
+def _is_out_of_memory(error: RuntimeError) -> bool:
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)

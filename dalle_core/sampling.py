@@ -1,0 +1,49 @@
+"""From logits to tokens: small pure functions on logits [B, V]. Randomness enters through `uniforms` alone."""
+
+import numpy as np
+import torch
+
+
+def candidate_uniforms(seed: int, index: int, length: int) -> torch.Tensor:
+    """The random numbers of candidate `index` of `seed`: [length] float64 in [0, 1), one for each token.
+
+    They depend on nothing else, so candidate i of seed s is the same picture whatever is drawn beside it.
+    """
+    sequence = np.random.SeedSequence(entropy=seed, spawn_key=(index,))
+    return torch.from_numpy(np.random.Generator(np.random.PCG64(sequence)).random(length))
+
+
+def guide(cond: torch.Tensor, uncond: torch.Tensor, scale: float) -> torch.Tensor:
+    """Classifier-free guidance on logits (Ho and Salimans 2022; min-dalle's supercondition): away from `uncond`."""
+    return uncond + scale * (cond - uncond)
+
+
+def keep_top_k(logits: torch.Tensor, k: int) -> torch.Tensor:
+    """All but the k largest become -inf (ties with the k-th stay). k = 0 keeps all."""
+    if k == 0 or k >= logits.shape[-1]:
+        return logits
+    threshold = logits.topk(k, dim=-1).values[:, -1:]
+    return logits.masked_fill(logits < threshold, -torch.inf)
+
+
+def keep_top_p(logits: torch.Tensor, p: float) -> torch.Tensor:
+    """Keeps the smallest set of tokens whose probabilities reach p (Holtzman et al. 2020). p = 1 keeps all."""
+    if p >= 1:
+        return logits
+    probabilities, order = logits.softmax(dim=-1).sort(dim=-1, descending=True)
+    before = probabilities.cumsum(dim=-1) - probabilities  # mass of the more likely tokens
+    dropped = torch.empty_like(before, dtype=torch.bool).scatter_(-1, order, before >= p)
+    return logits.masked_fill(dropped, -torch.inf)
+
+
+def sample(
+    logits: torch.Tensor, uniforms: torch.Tensor, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0
+) -> torch.Tensor:
+    """Tokens [B], by the inverse of the cumulative distribution at `uniforms` [B]. Temperature 0 is greedy."""
+    if temperature == 0 or top_k == 1:
+        return logits.argmax(dim=-1)
+    logits = keep_top_p(keep_top_k(logits.double() / temperature, top_k), top_p)
+    cumulative = logits.softmax(dim=-1).cumsum(dim=-1)  # [B, V]
+    # Scaled by the last value, which is 1 up to rounding: the result is always a token of some probability.
+    target = uniforms[:, None] * cumulative[:, -1:]
+    return torch.searchsorted(cumulative, target, right=True)[:, 0].clamp(max=logits.shape[-1] - 1)

@@ -1,0 +1,167 @@
+"""The training commands: a step lowers the loss, and a killed run ends bit for bit where it would have ended."""
+
+import argparse
+import json
+
+import pytest
+import torch
+from PIL import Image
+
+from dalle_core.text_tokenizer import train_text_tokenizer
+from dalle_core.training import clip as clip_training
+from dalle_core.training import image_tokenizer as tokenizer_training
+from dalle_core.training import prior as prior_training
+from dalle_core.training.muon import Muon, orthogonalise
+from dalle_core.training.state import RunState
+
+COLOURS = ["red", "green", "blue", "white", "black", "grey", "yellow", "purple"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """40 captioned pictures of 24 pixels: a square of one colour on another."""
+    folder = tmp_path_factory.mktemp("pictures")
+    lines = []
+    for i in range(40):
+        a, b = COLOURS[i % 8], COLOURS[(i // 8 + 1 + i) % 8]
+        image = Image.new("RGB", (24, 24), b)
+        image.paste(a, (6, 6, 18, 18))
+        image.save(folder / f"{i}.png")
+        lines.append(json.dumps({"file_name": f"{i}.png", "text": f"a {a} square on {b}"}))
+    (folder / "metadata.jsonl").write_text("\n".join(lines))
+    train_text_tokenizer([json.loads(line)["text"] for line in lines], 100).save_pretrained(folder / "text_tokenizer")
+    return folder
+
+
+def small_vq():
+    torch.manual_seed(0)
+    return tokenizer_training.new_image_tokenizer(codebook_size=16, channels=(16, 16, 16))
+
+
+def test_image_tokenizer_steps_lower_the_loss_and_use_the_codebook():
+    model = small_vq()
+    trainer = tokenizer_training.Trainer(model, steps=80, gan_start=75, warmup=10, peak=1e-2)
+    pixels = torch.rand(8, 3, 4, 4, generator=torch.Generator().manual_seed(1)).mul(2).sub(1)
+    pixels = pixels.repeat_interleave(6, 2).repeat_interleave(6, 3)  # 24 x 24, blocks of colour
+    logs = [trainer.step(pixels, step) for step in range(80)]
+    assert logs[74]["reconstruction"] < 0.6 * logs[0]["reconstruction"]
+    assert "discriminator" not in logs[74] and logs[79]["discriminator"] > 0
+    assert (trainer.codebook.used > 0.05).sum() >= 12
+
+
+def test_codebook_restarts_dead_codes():
+    model = small_vq()
+    codebook = tokenizer_training.Codebook(model.quantize, warmup=0, restart_every=1)
+    z = torch.randn(4, 16, 2, 2, generator=torch.Generator().manual_seed(0)) + 5  # far from the initial codes
+    codebook(z, 0)
+    codebook.used[:3] = 0
+    before = model.quantize.embedding.weight.detach().clone()
+    codebook(z, 1)
+    after = model.quantize.embedding.weight.detach()
+    assert (after[:3] != before[:3]).any(1).all() and after[:3].mean() > 2
+    assert torch.equal(after[3:], before[3:])
+
+
+def die_at(monkeypatch, saved_after: int, dies_before: int):
+    """The run saves its state after one step only, and is gone some steps later."""
+
+    def save_if_due(self, step):
+        if step == saved_after:
+            self.save(step)
+        if step == dies_before:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(RunState, "save_if_due", save_if_due)
+
+
+def assert_resumes_bit_for_bit(monkeypatch, tmp_path, train, arguments: dict, result: str):
+    def run(out):
+        train(argparse.Namespace(out=tmp_path / out, **arguments))
+
+    monkeypatch.setattr(RunState, "save_if_due", lambda self, step: None)
+    run("whole")
+    die_at(monkeypatch, saved_after=3, dies_before=5)
+    with pytest.raises(KeyboardInterrupt):
+        run("killed")
+    assert not (tmp_path / "killed" / result).exists()
+    monkeypatch.setattr(RunState, "save_if_due", lambda self, step: None)
+    run("killed")
+    whole, killed = ((tmp_path / name / result).read_bytes() for name in ("whole", "killed"))
+    assert whole == killed
+
+
+COMMON = {"seed": 3, "device": "cpu", "dtype": "float32", "image_size": 24}
+
+
+def test_image_tokenizer_resumes_bit_for_bit(monkeypatch, tmp_path, folder):
+    monkeypatch.setattr(tokenizer_training, "new_image_tokenizer", lambda size: small_vq())
+    monkeypatch.setattr(tokenizer_training, "WARMUP_STEPS", 2)
+    arguments = COMMON | dict(data=folder, images=32, batch_size=4, codebook_size=16, gan_from=0.5, look_every=100)
+    assert_resumes_bit_for_bit(
+        monkeypatch, tmp_path, tokenizer_training.train, arguments, "image_tokenizer/diffusion_pytorch_model.safetensors"
+    )
+
+
+@pytest.fixture(scope="module")
+def vq_folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("vq")
+    small_vq().save_pretrained(path)
+    return path
+
+
+def test_prior_resumes_bit_for_bit(monkeypatch, tmp_path, folder, vq_folder):
+    arguments = COMMON | dict(
+        data=folder, image_tokenizer=vq_folder, text_tokenizer=folder / "text_tokenizer", pool=30, samples=32,
+        batch_size=4, text_length=8, layers=2, heads=2, hidden_size=16, learning_rate=0.02, look_every=7, compile=False,
+    )  # fmt: skip
+    result = "prior/diffusion_pytorch_model.safetensors"
+    assert_resumes_bit_for_bit(monkeypatch, tmp_path, prior_training.train, arguments, result)
+
+
+def test_clip_resumes_bit_for_bit(monkeypatch, tmp_path, folder):
+    new_clip = clip_training.new_clip
+    monkeypatch.setattr(clip_training, "new_clip", lambda *args: new_clip(*args, width=32))
+    arguments = COMMON | dict(
+        data=folder, text_tokenizer=folder / "text_tokenizer", samples=32, batch_size=4, text_length=8,
+        learning_rate=1e-3,
+    ) | {"image_size": 32}  # fmt: skip
+    assert_resumes_bit_for_bit(monkeypatch, tmp_path, clip_training.train, arguments, "clip/model.safetensors")
+
+
+def test_prior_learns_one_batch():
+    torch.manual_seed(0)
+    prior = prior_training.GPTPrior(20, 4, 16, 9, num_layers=2, num_heads=2, hidden_size=32)
+    optimizers = prior_training.optimizers(prior, 0.02)
+    text_ids, tokens = torch.randint(20, (6, 4)), torch.randint(16, (6, 9))
+    losses = [prior_training.train_step(prior, optimizers, text_ids, tokens, 1.0).item() for _ in range(60)]
+    assert losses[0] == pytest.approx(torch.tensor(16.0).log().item(), rel=0.05)
+    assert losses[-1] < 0.3 * losses[0]
+
+
+def test_muon_orthogonalises_and_keeps_its_momentum():
+    torch.manual_seed(0)
+    for shape in ((8, 20), (20, 8)):
+        singular = torch.linalg.svdvals(orthogonalise(torch.randn(3, *shape)))
+        assert singular.min() > 0.5 and singular.max() < 1.3
+    weight = torch.nn.Parameter(torch.zeros(4, 4))
+    muon = Muon([weight])
+    weight.grad = torch.eye(4)
+    muon.step()
+    assert torch.allclose(weight.detach(), -weight.detach().diagonal().mean().abs() * torch.eye(4), atol=1e-3)
+    assert muon.state[weight]["momentum"].abs().sum() > 0
+
+
+def test_state_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
+    model = torch.nn.Linear(2, 2)
+    state = RunState(tmp_path, model=model)
+    assert state.restore() == 0
+    state.save(7)
+    before = state.path.read_bytes()
+
+    def full_disk(*args):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(torch, "save", full_disk)
+    with pytest.raises(OSError):
+        state.save(8)
+    assert state.path.read_bytes() == before and RunState(tmp_path, model=model).restore() == 7
