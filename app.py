@@ -1,0 +1,67 @@
+"""`python app.py`: loads a model and opens the page. `--help` lists what can be chosen."""
+
+import argparse
+import os
+import socket
+import sys
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description="Type a prompt in a browser, get a grid of candidates ranked by CLIP.",
+        epilog="A login is asked for when the environment sets DALLE_USER and DALLE_PASSWORD.",
+    )
+    parser.add_argument("--model", default="emoji", help="a name (emoji), a folder, or a Hub id (default: %(default)s)")
+    host = os.environ.get("GRADIO_SERVER_NAME", "127.0.0.1")
+    parser.add_argument("--host", default=host, help="address to listen on; 0.0.0.0 is everyone's (default: %(default)s)")
+    parser.add_argument("--port", type=int, default=7860, help="(default: %(default)s)")
+    parser.add_argument("--device", help="cpu, cuda, cuda:1 or mps (default: the best there is)")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], help="(default: the device's best)")
+    parser.add_argument("--share", action="store_true", help="also a public link, through Gradio's servers, for 72 hours")
+    parser.add_argument(
+        "--browser", action=argparse.BooleanOptionalAction, default=False, help="open the page in a browser"
+    )
+    return parser.parse_args()
+
+
+def fail(message: str) -> None:
+    print(f"app.py: {message}", file=sys.stderr)
+    raise SystemExit(2)
+
+
+def main() -> None:
+    args = arguments()
+    if not 0 < args.port < 65536:
+        fail(f"--port {args.port}: a port is a number from 1 to 65535.")
+    with socket.socket(socket.AF_INET6 if ":" in args.host else socket.AF_INET) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((args.host, args.port))
+        except OSError as error:
+            fail(f"cannot listen on {args.host}, port {args.port}: {error.strerror}. Choose another with --port.")
+    user, password = os.environ.get("DALLE_USER"), os.environ.get("DALLE_PASSWORD")
+    if bool(user) != bool(password):
+        fail("set both DALLE_USER and DALLE_PASSWORD for a login, or neither.")
+
+    # Only now: these take seconds, and --help or a wrong argument should not.
+    import torch
+
+    import dalle_core
+    from demo import create_demo, launch_options
+
+    try:
+        pipe = dalle_core.load(args.model, args.device, args.dtype and getattr(torch, args.dtype))
+    except dalle_core.ModelError as error:
+        fail(str(error))
+    create_demo(pipe).launch(
+        server_name=args.host,
+        server_port=args.port,
+        share=args.share,
+        inbrowser=args.browser,
+        auth=(user, password) if user else None,
+        **launch_options(),
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,35 @@
+"""The page: `create_demo(pipe)` builds it, `launch_options()` says how it is served. Importing starts nothing."""
+
+import os
+
+os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read at gradio's import: no look-ups at start-up
+
+import gradio as gr  # noqa: E402
+
+from demo import create  # noqa: E402
+from demo.look import CSS, HEAD, JS, header, theme  # noqa: E402
+
+
+def create_demo(pipe) -> gr.Blocks:
+    """The page for one loaded `dalle_core.DallePipeline`; all visitors share it, nothing of theirs is kept in it."""
+    with gr.Blocks(title="DALL·E, ranked", delete_cache=(3600, 3600), fill_width=True, analytics_enabled=False) as demo:
+        gr.HTML(header(pipe), elem_id="header")
+        create.build(pipe)
+    return demo.queue(max_size=16, default_concurrency_limit=1)
+
+
+def launch_options() -> dict:
+    """Arguments of `launch` that make the page look and behave as designed, and safe to put on a public host."""
+    return {
+        "theme": theme(),
+        "css": CSS,
+        "js": JS,
+        "head": HEAD,
+        "show_error": False,
+        "max_file_size": "5mb",
+        "allowed_paths": [],
+        "enable_monitoring": False,
+        "run_history": False,
+        "strict_cors": True,
+        "footer_links": ["api"],
+    }

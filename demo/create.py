@@ -1,0 +1,243 @@
+"""The Create tab: a prompt, a grid of candidates drawn before one's eyes, ranked by CLIP."""
+
+import html
+import logging
+import secrets
+import time
+
+import gradio as gr
+
+from dalle_core import InputError, ModelError
+from demo.pictures import enlarge, save_all
+
+RANKED, SAMPLED = "CLIP's order", "Order of sampling"
+UPDATE_EVERY = 0.15  # seconds between updates of the progress line
+
+EMPTY = '<div class="empty">Your candidates appear here, best first.<br>Try one of the examples above.</div>'
+log = logging.getLogger(__name__)
+
+
+def status(index: int, total: int, elapsed: float) -> str:
+    """The progress line: tokens drawn, and the time that is left at the pace so far."""
+    left = elapsed / index * (total - index)
+    return (
+        f'<div class="line" role="status"><span><b>Drawing</b> token {index} of {total}</span>'
+        f"<span>{left:.0f} s left</span></div>"
+        f'<div class="bar"><div style="width:{100 * index / total:.1f}%"></div></div>'
+    )
+
+
+def done(count: int, seed: int, elapsed: float) -> str:
+    return (
+        f'<div class="line" role="status"><span><b>{count} candidates</b>, ranked by CLIP, seed {seed}</span>'
+        f"<span>{elapsed:.1f} s</span></div>"
+    )
+
+
+def cut_notice(used: str, dropped: str) -> str:
+    if not dropped:
+        return ""
+    tail = dropped if len(dropped) <= 120 else dropped[:120] + "…"
+    return (
+        '<div class="notice">The prompt is longer than this model reads. It stops at: '
+        f"“…{html.escape(used[-40:])}” <s>{html.escape(tail)}</s></div>"
+    )
+
+
+def parse_seed(text: str, keep: bool) -> int:
+    """The seed to use: what is in the box when it is kept, else a new one. Raises InputError."""
+    if not keep or not str(text).strip():
+        return secrets.randbelow(2**32)
+    try:
+        return int(str(text).strip())
+    except ValueError:
+        raise InputError(f"The seed {str(text)[:40]!r} is not a whole number from 0 to {2**63 - 1}.") from None
+
+
+def facts(kept: dict) -> str:
+    """What is known of the chosen candidate, as a table."""
+    score = "–" if kept["score"] is None else f"{kept['score']:.3f}"
+    rows = {"CLIP score": score, "rank": kept["rank"], "seed": kept["seed"], "number": kept["index"]}
+    cells = "".join(f"<tr><td>{name}</td><td>{html.escape(str(value))}</td></tr>" for name, value in rows.items())
+    return f"<table>{cells}</table>"
+
+
+def in_order(kept: list[dict], order: str) -> list[dict]:
+    return sorted(kept, key=lambda candidate: candidate["rank" if order == RANKED else "index"])
+
+
+def gallery_items(kept: list[dict], order: str) -> list[tuple[str, str]]:
+    return [(candidate["path"], f"#{candidate['rank']} · {candidate['score']:.3f}") for candidate in in_order(kept, order)]
+
+
+def build(pipe) -> None:
+    """Adds the tab's components and events to the Blocks being built."""
+    defaults = pipe.defaults
+    kept = gr.State([])  # of the finished grid on show: dicts of path, rank, score, seed, index; best first
+
+    with gr.Row(elem_id="prompt-row"):
+        prompt = gr.Textbox(
+            label="Prompt", show_label=False, placeholder="What shall be drawn?", elem_id="prompt", scale=8, lines=1,
+            max_lines=1, autofocus=True, max_length=20_000,
+        )  # fmt: skip
+        generate = gr.Button("Generate", variant="primary", elem_id="generate", scale=1, min_width=120)
+        stop = gr.Button("Stop", elem_id="stop", scale=1, min_width=90, interactive=False)
+    examples = gr.Dataset(
+        components=[prompt], samples=[[text] for text in pipe.examples], type="values", elem_id="examples",
+        show_label=False, layout="gallery", samples_per_page=24,
+    )  # fmt: skip
+    with gr.Row():
+        candidates = gr.Slider(
+            1, pipe.max_candidates, defaults["num_candidates"], step=1, label="Candidates", elem_id="candidates"
+        )
+        with gr.Row():
+            seed = gr.Textbox(label="Seed", value="", placeholder="drawn anew each time", elem_id="seed", min_width=140)
+            dice = gr.Button("🎲 New seed", elem_id="dice", min_width=60, size="sm")
+            keep_seed = gr.Checkbox(False, label="Keep this seed", elem_id="keep-seed", min_width=120)
+    with gr.Accordion("Advanced", open=False, elem_id="advanced"):
+        negative = gr.Textbox(
+            label="Negative prompt", info="What guidance leads away from; needs a guidance scale above 1.",
+            elem_id="negative", max_lines=1, max_length=20_000,
+        )  # fmt: skip
+        with gr.Row():
+            temperature = gr.Slider(0, 2, defaults["temperature"], step=0.05, label="Temperature", info="0 is greedy")
+            top_k = gr.Slider(0, pipe.codebook_size, defaults["top_k"], step=1, label="Top-k", info="0 keeps all")
+            top_p = gr.Slider(0.05, 1, defaults["top_p"], step=0.01, label="Top-p", info="1 keeps all")
+            guidance = gr.Slider(
+                0, 16, defaults["guidance_scale"], step=0.25, label="Guidance scale", info="1 is unguided"
+            )
+            every = gr.Slider(
+                0, pipe.grid_size**2, 2 * pipe.grid_size, step=1, label="Preview every", info="tokens; 0 is never"
+            )
+
+    progress = gr.HTML("", elem_id="status")
+    notice = gr.HTML("", elem_id="notice")
+    with gr.Row():
+        with gr.Column(scale=3):
+            order = gr.Radio([RANKED, SAMPLED], value=RANKED, show_label=False, label="Order", elem_id="order")
+            empty = gr.HTML(EMPTY)
+            gallery = gr.Gallery(
+                columns=4, format="png", object_fit="contain", allow_preview=False, show_label=False, height="auto",
+                label="Candidates", elem_id="gallery", elem_classes="ranked", visible=False, buttons=[],
+            )  # fmt: skip
+        with gr.Column(scale=2, min_width=300, visible=False, elem_id="detail") as detail:
+            chosen = gr.Image(
+                show_label=False, label="Chosen picture", elem_id="chosen", format="png", interactive=False,
+                buttons=["fullscreen"], height="auto",
+            )  # fmt: skip
+            table = gr.HTML("", elem_id="facts")
+            with gr.Row():
+                download = gr.DownloadButton("Download PNG", variant="primary", elem_id="download")
+                download_all = gr.DownloadButton("Download all", elem_id="download-all")
+
+    inputs = [prompt, negative, candidates, seed, keep_seed, temperature, top_k, top_p, guidance, every, order]
+    outputs = [gallery, kept, seed, progress, notice, empty, detail, chosen, table, download, download_all, stop]
+
+    def draw(prompt, negative, candidates, seed, keep_seed, temperature, top_k, top_p, guidance, every, order):
+        """Streams the grid of one prompt. Outputs: gallery, seed, status and details of the best candidate."""
+        started = shown_at = time.monotonic()
+        try:
+            seed = parse_seed(seed, keep_seed)
+            used, dropped = pipe.fit_prompt(prompt)
+            steps = pipe.stream(
+                prompt, negative_prompt=negative, num_candidates=int(candidates), seed=seed, temperature=temperature,
+                top_k=int(top_k), top_p=top_p, guidance_scale=guidance, preview_every=int(every),
+            )  # fmt: skip
+        except (InputError, ModelError) as error:
+            raise gr.Error(str(error), duration=10, print_exception=False) from None
+
+        changes = {}
+
+        def update(**values):
+            """The values of `outputs`: what is named changes, the rest stays."""
+            changes.update(values)
+            names = ("gallery", "kept", "seed", "progress", "notice", "empty", "detail", "chosen", "table", "download",
+                     "download_all", "stop")  # fmt: skip
+            row = [changes.get(name, gr.skip()) for name in names]
+            changes.clear()
+            return row
+
+        yield update(seed=str(seed), notice=cut_notice(used, dropped), stop=gr.update(interactive=True))
+        try:
+            for step in steps:
+                if step.generation is not None:
+                    break
+                now = time.monotonic()
+                if step.previews is not None:
+                    grid = gr.update(value=[(enlarge(image), "") for image in step.previews], visible=True)
+                    # From here on the grid before is gone: what is shown cannot be chosen yet.
+                    changes |= {"gallery": grid, "kept": [], "empty": gr.update(visible=False)}
+                    changes |= {"detail": gr.update(visible=False)}
+                if changes or now - shown_at > UPDATE_EVERY:
+                    shown_at = now
+                    yield update(progress=status(step.index, step.total, now - started))
+            generation = step.generation
+            paths, archive = save_all(generation, pipe.name, gallery.GRADIO_CACHE)
+        except (InputError, ModelError) as error:
+            raise gr.Error(str(error), duration=10, print_exception=False) from None
+        except OSError as error:
+            log.exception("drawing failed")
+            raise gr.Error(f"The pictures could not be saved: {error.strerror or error}.", print_exception=False) from None
+        except RuntimeError:
+            log.exception("drawing failed")
+            raise gr.Error("Drawing failed. The server's log says why; try again.", print_exception=False) from None
+        finally:
+            steps.close()
+
+        items = [
+            {"path": str(path), "rank": rank, "score": candidate.score, "seed": candidate.seed, "index": candidate.index}
+            for rank, (candidate, path) in enumerate(zip(generation.candidates, paths), 1)
+        ]
+        best = items[0]
+        yield update(
+            gallery=gr.update(
+                value=gallery_items(items, order), visible=True, elem_classes="ranked" if order == RANKED else []
+            ),
+            kept=items,
+            progress=done(len(items), seed, time.monotonic() - started),
+            empty=gr.update(visible=False),
+            detail=gr.update(visible=True),
+            chosen=best["path"],
+            table=facts(best),
+            download=best["path"],
+            download_all=str(archive),
+            stop=gr.update(interactive=False),
+        )
+
+    def finish():
+        return gr.update(interactive=False)
+
+    drawing = dict(
+        fn=draw, inputs=inputs, outputs=outputs, show_progress="minimal", show_progress_on=progress,
+        concurrency_id="sampling", concurrency_limit=1, trigger_mode="once",
+    )  # fmt: skip
+    clicked = gr.on([generate.click, prompt.submit], api_name="generate", **drawing)
+    filled = examples.click(lambda sample: sample[0], examples, prompt, api_visibility="private", queue=False)
+    from_example = filled.then(api_visibility="private", **drawing)
+    for event in (clicked, from_example):
+        event.then(finish, None, stop, queue=False, api_visibility="private")
+    stop.click(
+        lambda: ('<div class="line" role="status"><span><b>Stopped.</b></span></div>', gr.update(interactive=False)),
+        None, [progress, stop], cancels=[clicked, from_example], queue=False, api_visibility="private",
+    )  # fmt: skip
+
+    dice.click(
+        lambda: (str(secrets.randbelow(2**32)), True), None, [seed, keep_seed], queue=False, api_visibility="private"
+    )
+
+    def reorder(items, order):
+        if not items:
+            return gr.skip()
+        return gr.update(value=gallery_items(items, order), elem_classes="ranked" if order == RANKED else [])
+
+    order.change(reorder, [kept, order], gallery, queue=False, show_progress="hidden", api_visibility="private")
+
+    def choose(items, order, event: gr.SelectData):
+        if not items:  # still being drawn, or stopped before the end
+            return [gr.skip()] * 3
+        candidate = in_order(items, order)[event.index]
+        return candidate["path"], facts(candidate), candidate["path"]
+
+    gallery.select(
+        choose, [kept, order], [chosen, table, download], queue=False, show_progress="hidden", api_visibility="private"
+    )

@@ -1,0 +1,96 @@
+"""How the page looks: a light table for pictures. System fonts only, nothing is fetched from anywhere."""
+
+import html
+
+import gradio as gr
+
+SANS = ["system-ui", "-apple-system", "Segoe UI", "Noto Sans", "Noto Sans CJK SC", "sans-serif"]
+MONO = ["ui-monospace", "SF Mono", "Menlo", "Consolas", "DejaVu Sans Mono", "monospace"]
+
+
+def theme() -> gr.themes.Base:
+    return gr.themes.Base(
+        primary_hue=gr.themes.colors.orange,
+        neutral_hue=gr.themes.colors.stone,
+        font=SANS,
+        font_mono=MONO,
+        radius_size=gr.themes.sizes.radius_lg,
+    ).set(
+        body_background_fill="#faf8f5",
+        body_background_fill_dark="#161413",
+        block_background_fill="#ffffff",
+        block_background_fill_dark="#201d1b",
+        block_border_width="0px",
+        block_shadow="none",
+        block_label_background_fill="transparent",
+        block_label_background_fill_dark="transparent",
+        input_background_fill="#ffffff",
+        input_background_fill_dark="#2a2623",
+        button_primary_background_fill="#d9480f",
+        button_primary_background_fill_hover="#c2410c",
+        button_primary_background_fill_dark="#e8590c",
+        button_primary_text_color="#ffffff",
+        button_primary_text_color_dark="#ffffff",
+    )
+
+
+def header(pipe) -> str:
+    name = html.escape(pipe.name)
+    return (
+        '<div class="brand"><h1>DALL·E, ranked</h1>'
+        "<p>Type a prompt, watch a grid of candidates being drawn token by token, keep the one CLIP ranks best — "
+        f'or the one you like best. <span class="model">model: {name}</span></p></div>'
+    )
+
+
+HEAD = '<meta name="viewport" content="width=device-width, initial-scale=1">'
+
+CSS = """
+.gradio-container { max-width: 1320px !important; margin: 0 auto !important; }
+.brand h1 { font-size: 1.7rem; letter-spacing: -0.02em; font-weight: 750; margin: .3rem 0 .1rem; }
+.brand p { color: var(--body-text-color-subdued); margin: 0; font-size: .98rem; }
+.brand .model { font-family: var(--font-mono); font-size: .8rem; padding: .1rem .5rem; border-radius: 99px;
+  border: 1px solid var(--border-color-primary); white-space: nowrap; }
+#prompt-row { align-items: stretch; }
+#prompt textarea, #prompt input { font-size: 1.15rem; padding: .85rem 1rem; }
+#prompt { border: 1px solid var(--border-color-primary); }
+#generate, #stop { min-height: 3.2rem; font-size: 1.02rem; }
+#examples button, #examples .gallery-item { border-radius: 99px; }
+#examples .label { display: none; }
+#status { min-height: 2.6rem; }
+.bar { height: 6px; border-radius: 99px; background: var(--border-color-primary); overflow: hidden; }
+.bar div { height: 100%; background: #e8590c; transition: width .2s linear; }
+.line { display: flex; justify-content: space-between; gap: 1rem; font-size: .88rem; margin-bottom: .35rem;
+  color: var(--body-text-color-subdued); font-variant-numeric: tabular-nums; }
+.line b { color: var(--body-text-color); font-weight: 600; }
+.notice { border-left: 3px solid #e8590c; padding: .4rem .8rem; font-size: .92rem; margin-top: .5rem; }
+.notice s { opacity: .65; }
+#gallery { background: transparent; }
+#gallery .grid-wrap { max-height: none; }
+#gallery .thumbnail-item { border-radius: 14px; border: 1px solid var(--border-color-primary); background: #fff;
+  overflow: hidden; }
+#gallery .thumbnail-item:hover, #gallery .thumbnail-item:focus-visible { outline: 3px solid #e8590c; }
+#gallery .caption-label { left: 8px; right: auto; bottom: 8px; max-width: none; border-radius: 99px; border: 0;
+  padding: .1rem .55rem; font-family: var(--font-mono); font-size: .75rem; background: rgba(28, 25, 23, .78);
+  color: #fff; }
+#gallery.ranked .thumbnail-item:first-child .caption-label { background: #d9480f; }
+#chosen img { border-radius: 14px; background: #fff; }
+#facts table { width: 100%; font-size: .9rem; }
+#facts td:first-child { color: var(--body-text-color-subdued); width: 40%; }
+#facts td:last-child { font-family: var(--font-mono); }
+.empty { padding: 3.2rem 1rem; text-align: center; color: var(--body-text-color-subdued); border-radius: 14px;
+  border: 1px dashed var(--border-color-primary); }
+@media (max-width: 640px) {
+  .gradio-container { padding: 10px !important; }
+  .brand h1 { font-size: 1.35rem; }
+  .brand p { font-size: .9rem; }
+  #gallery .grid-container { grid-template-columns: repeat(2, minmax(0, 1fr)) !important; }
+}
+"""
+
+# Escape stops, wherever the focus is. The button is disabled while nothing is being drawn.
+JS = """
+() => document.addEventListener("keydown", (event) => {
+  if (event.key === "Escape") document.querySelector("#stop:not([disabled])")?.click();
+})
+"""
