@@ -8,7 +8,7 @@ from diffusers import VQModel
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from safetensors import SafetensorError, safe_open
-from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, PreTrainedTokenizerFast
+from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, PreTrainedTokenizerFast
 
 from dalle_core.errors import ModelError
 from dalle_core.gpt_prior import GPTPrior
@@ -45,7 +45,7 @@ def load(source: str, device: str | None = None, dtype: torch.dtype | None = Non
         _read_json(folder / name / file)  # transformers would load a folder without it, and without a word
     try:
         components["text_tokenizer"] = PreTrainedTokenizerFast.from_pretrained(folder / "text_tokenizer")
-        components["clip_processor"] = CLIPImageProcessor.from_pretrained(folder / "clip_processor")
+        components["clip_processor"] = CLIPImageProcessorPil.from_pretrained(folder / "clip_processor")
     except Exception as error:
         raise ModelError(f"{folder}: the text tokenizer or the CLIP processor cannot be read ({error}).") from None
     settings = {key: index[key] for key in ("name", "defaults", "examples") if key in index}

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 import torch
 from diffusers import DiffusionPipeline, VQModel
 from PIL import Image
-from transformers import CLIPImageProcessor, CLIPModel, PreTrainedTokenizerFast
+from transformers import CLIPImageProcessorPil, CLIPModel, PreTrainedTokenizerFast
 
 from dalle_core import image_tokenizer as images
 from dalle_core import rerank as clip_rerank
@@ -71,7 +71,7 @@ class DallePipeline(DiffusionPipeline):
         text_tokenizer: PreTrainedTokenizerFast,
         prior: GPTPrior,
         clip: CLIPModel,
-        clip_processor: CLIPImageProcessor,
+        clip_processor: CLIPImageProcessorPil,
         name: str = "unnamed",
         defaults: dict | None = None,
         examples: list[str] | None = None,

@@ -4,6 +4,7 @@ import html
 import logging
 import secrets
 import time
+from pathlib import Path
 
 import gradio as gr
 
@@ -11,6 +12,7 @@ from dalle_core import InputError, ModelError
 from demo.pictures import enlarge, save_all
 
 RANKED, SAMPLED = "CLIP's order", "Order of sampling"
+DICE = str(Path(__file__).parent / "dice.svg")
 UPDATE_EVERY = 0.15  # seconds between updates of the progress line
 
 EMPTY = '<div class="empty">Your candidates appear here, best first.<br>Try one of the examples above.</div>'
@@ -90,13 +92,15 @@ def build(pipe) -> None:
         candidates = gr.Slider(
             1, pipe.max_candidates, defaults["num_candidates"], step=1, label="Candidates", elem_id="candidates"
         )
-        with gr.Row():
-            seed = gr.Textbox(label="Seed", value="", placeholder="drawn anew each time", elem_id="seed", min_width=140)
-            dice = gr.Button("🎲 New seed", elem_id="dice", min_width=60, size="sm")
-            keep_seed = gr.Checkbox(False, label="Keep this seed", elem_id="keep-seed", min_width=120)
+        with gr.Row(elem_id="seed-row"):
+            seed = gr.Textbox(
+                label="Seed", value="", placeholder="new each time", elem_id="seed", min_width=120, max_lines=1, scale=3
+            )
+            dice = gr.Button("New seed", icon=DICE, elem_id="dice", min_width=110, scale=1)
+            keep_seed = gr.Checkbox(False, label="Keep it", elem_id="keep-seed", min_width=100, scale=1)
     with gr.Accordion("Advanced", open=False, elem_id="advanced"):
         negative = gr.Textbox(
-            label="Negative prompt", info="What guidance leads away from; needs a guidance scale above 1.",
+            label="Negative prompt", value="", info="What guidance leads away from; needs a guidance scale above 1.",
             elem_id="negative", max_lines=1, max_length=20_000,
         )  # fmt: skip
         with gr.Row():
@@ -111,16 +115,16 @@ def build(pipe) -> None:
             )
 
     progress = gr.HTML("", elem_id="status")
-    notice = gr.HTML("", elem_id="notice")
+    notice = gr.HTML("", elem_id="notice", visible=False)
     with gr.Row():
         with gr.Column(scale=3):
-            order = gr.Radio([RANKED, SAMPLED], value=RANKED, show_label=False, label="Order", elem_id="order")
+            order = gr.Radio([RANKED, SAMPLED], value=RANKED, show_label=False, label="Order", elem_id="order", container=False)
             empty = gr.HTML(EMPTY)
             gallery = gr.Gallery(
                 columns=4, format="png", object_fit="contain", allow_preview=False, show_label=False, height="auto",
                 label="Candidates", elem_id="gallery", elem_classes="ranked", visible=False, buttons=[],
             )  # fmt: skip
-        with gr.Column(scale=2, min_width=300, visible=False, elem_id="detail") as detail:
+        with gr.Column(scale=2, min_width=300), gr.Column(visible=False, elem_id="detail") as detail:
             chosen = gr.Image(
                 show_label=False, label="Chosen picture", elem_id="chosen", format="png", interactive=False,
                 buttons=["fullscreen"], height="auto",
@@ -140,7 +144,7 @@ def build(pipe) -> None:
             seed = parse_seed(seed, keep_seed)
             used, dropped = pipe.fit_prompt(prompt)
             steps = pipe.stream(
-                prompt, negative_prompt=negative, num_candidates=int(candidates), seed=seed, temperature=temperature,
+                prompt, negative_prompt=negative or "", num_candidates=int(candidates), seed=seed, temperature=temperature,
                 top_k=int(top_k), top_p=top_p, guidance_scale=guidance, preview_every=int(every),
             )  # fmt: skip
         except (InputError, ModelError) as error:
@@ -157,7 +161,7 @@ def build(pipe) -> None:
             changes.clear()
             return row
 
-        yield update(seed=str(seed), notice=cut_notice(used, dropped), stop=gr.update(interactive=True))
+        yield update(seed=str(seed), notice=gr.update(value=cut_notice(used, dropped), visible=bool(dropped)), stop=gr.update(interactive=True))
         try:
             for step in steps:
                 if step.generation is not None:

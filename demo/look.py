@@ -73,17 +73,25 @@ CSS = """
 #gallery .caption-label { left: 8px; right: auto; bottom: 8px; max-width: none; border-radius: 99px; border: 0;
   padding: .1rem .55rem; font-family: var(--font-mono); font-size: .75rem; background: rgba(28, 25, 23, .78);
   color: #fff; }
-#gallery.ranked .thumbnail-item:first-child .caption-label { background: #d9480f; }
+#gallery.ranked .grid-container > :first-child .caption-label { background: #d9480f; }
+#order { background: transparent; padding: 0; }
 #chosen img { border-radius: 14px; background: #fff; }
-#facts table { width: 100%; font-size: .9rem; }
+#facts table { width: 100%; border: 0; border-collapse: collapse; font-size: .9rem; }
+#facts td { border: 0; border-bottom: 1px solid var(--border-color-primary); padding: .35rem .2rem; }
 #facts td:first-child { color: var(--body-text-color-subdued); width: 40%; }
-#facts td:last-child { font-family: var(--font-mono); }
+#facts td:last-child { font-family: var(--font-mono); text-align: right; }
+#dice { flex-direction: row; gap: .4rem; font-size: .95rem; }
+#seed-row { align-items: stretch; }
 .empty { padding: 3.2rem 1rem; text-align: center; color: var(--body-text-color-subdued); border-radius: 14px;
   border: 1px dashed var(--border-color-primary); }
 @media (max-width: 640px) {
   .gradio-container { padding: 10px !important; }
   .brand h1 { font-size: 1.35rem; }
   .brand p { font-size: .9rem; }
+  #prompt-row { display: grid; grid-template-columns: 1fr 1fr; }
+  #prompt { grid-column: 1 / -1; }
+  #seed-row { display: grid; grid-template-columns: 2fr 1fr; }
+  #seed { grid-column: 1 / -1; }
   #gallery .grid-container { grid-template-columns: repeat(2, minmax(0, 1fr)) !important; }
 }
 """

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from tqdm import tqdm
-from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, PreTrainedTokenizerFast
+from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, PreTrainedTokenizerFast
 
 from dalle_core.text_tokenizer import encode_prompts
 from dalle_core.training.data import as_pixels, batches, open_dataset
@@ -47,10 +47,10 @@ def new_clip(tokenizer: PreTrainedTokenizerFast, image_size: int, text_length: i
     return model
 
 
-def new_image_processor(image_size: int) -> CLIPImageProcessor:
+def new_image_processor(image_size: int) -> CLIPImageProcessorPil:
     """Pictures of any size -> pixels in [-1, 1] at `image_size`."""
     size = {"height": image_size, "width": image_size}
-    return CLIPImageProcessor(size=size, do_center_crop=False, image_mean=[0.5] * 3, image_std=[0.5] * 3)
+    return CLIPImageProcessorPil(size=size, do_center_crop=False, image_mean=[0.5] * 3, image_std=[0.5] * 3)
 
 
 def degrade(pixels: torch.Tensor, generator: torch.Generator) -> torch.Tensor:

@@ -1,0 +1,57 @@
+"""Importing dalle_core starts nothing, and imports point one way."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+
+CHECK = """
+import socket, random, sys, threading
+def refuse(*args, **kwargs): raise AssertionError("a socket was opened")
+socket.socket.connect = socket.create_connection = refuse
+import torch, numpy
+before = (torch.get_default_dtype(), torch.is_grad_enabled(), torch.get_num_threads(), torch.initial_seed(),
+          torch.random.get_rng_state().tolist(), random.getstate(), numpy.random.get_state()[1].tolist(),
+          torch.are_deterministic_algorithms_enabled(), threading.active_count())
+import dalle_core
+after = (torch.get_default_dtype(), torch.is_grad_enabled(), torch.get_num_threads(), torch.initial_seed(),
+         torch.random.get_rng_state().tolist(), random.getstate(), numpy.random.get_state()[1].tolist(),
+         torch.are_deterministic_algorithms_enabled(), threading.active_count())
+assert before == after, "importing dalle_core changed a global"
+assert "gradio" not in sys.modules and "dalle_core.training" not in sys.modules
+print("clean")
+"""
+
+
+def test_importing_the_core_starts_nothing():
+    out = subprocess.run([sys.executable, "-c", CHECK], cwd=ROOT, capture_output=True, text=True)
+    assert out.stdout.strip().endswith("clean"), out.stderr[-2000:]
+
+
+def imported(path: Path) -> set[str]:
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            names |= {f"{node.module}.{alias.name}" for alias in node.names} | {node.module}
+    return names
+
+
+def test_imports_point_one_way():
+    """app -> demo -> pipeline -> {engine, sampling, rerank} -> priors -> libraries."""
+    allowed = {
+        "errors": set(), "gpt_prior": set(), "image_tokenizer": set(), "sampling": set(),
+        "text_tokenizer": {"errors"}, "rerank": {"text_tokenizer"}, "engine": {"gpt_prior", "sampling"},
+        "pipeline": {"engine", "errors", "gpt_prior", "image_tokenizer", "rerank", "sampling", "text_tokenizer"},
+        "catalogue": {"errors", "gpt_prior", "pipeline"},
+    }  # fmt: skip
+    core = ROOT / "dalle_core"
+    assert {path.stem for path in core.glob("*.py")} == set(allowed) | {"__init__"}
+    for name, targets in allowed.items():
+        own = {part.split(".")[1] for part in imported(core / f"{name}.py") if part.startswith("dalle_core.")}
+        assert own <= targets, f"{name} imports {own - targets}"
+    for path in core.rglob("*.py"):
+        assert not {part for part in imported(path) if part.split(".")[0] in ("gradio", "demo", "app")}, path

@@ -1,0 +1,198 @@
+"""The pipeline: seeds, forced tokens, previews, ranking, and what bad input gets."""
+
+import math
+import threading
+
+import numpy as np
+import pytest
+import torch
+
+import dalle_core
+from dalle_core import InputError
+
+
+def by_index(generation):
+    return {candidate.index: candidate for candidate in generation.candidates}
+
+
+def same(a, b) -> bool:
+    return torch.equal(a.tokens, b.tokens) and np.array_equal(np.array(a.image), np.array(b.image))
+
+
+def test_candidate_i_is_the_same_picture_whatever_the_batch(own_pipeline):
+    pipe = own_pipeline
+    arguments = dict(prompt="a red fox", seed=11, guidance_scale=2.0, rerank=False)
+    whole = by_index(pipe(num_candidates=16, **arguments))
+    alone = by_index(pipe(num_candidates=1, **arguments))
+    assert same(alone[0], whole[0])
+    for chunk in (1, 3, 16):
+        pipe.chunk_size = chunk
+        again = by_index(pipe(num_candidates=16, **arguments))
+        assert all(same(again[i], whole[i]) for i in range(16))
+    assert len({tuple(c.tokens.flatten().tolist()) for c in whole.values()}) == 16
+
+
+def test_seeds(tiny_pipeline):
+    pipe = tiny_pipeline
+    zero, again, one = (pipe("a fox", num_candidates=2, seed=seed) for seed in (0, 0, 1))
+    assert zero.seed == 0 and same(by_index(zero)[1], by_index(again)[1])
+    assert not same(by_index(zero)[0], by_index(one)[0])
+    assert not same(by_index(zero)[0], by_index(zero)[1])
+    drawn = pipe("a fox", num_candidates=1)
+    assert same(pipe("a fox", num_candidates=1, seed=drawn.seed).candidates[0], drawn.candidates[0])
+    assert pipe("a fox", num_candidates=1, seed=2**63 - 1).seed == 2**63 - 1
+
+
+def test_best_come_first_with_their_scores(tiny_pipeline):
+    generation = tiny_pipeline("a red fox", num_candidates=8, seed=1)
+    scores = [candidate.score for candidate in generation.candidates]
+    assert scores == sorted(scores, reverse=True) and all(-1 <= score <= 1 for score in scores)
+    plain = tiny_pipeline("a red fox", num_candidates=8, seed=1, rerank=False)
+    assert [candidate.index for candidate in plain.candidates] == list(range(8))
+    assert all(candidate.score is None for candidate in plain.candidates)
+
+
+def test_defaults_fill_what_is_left_out(tiny_pipeline):
+    generation = tiny_pipeline("a fox", seed=1)
+    assert len(generation.candidates) == 4 and generation.settings == tiny_pipeline.defaults
+    assert generation.candidates[0].image.size == (48, 48) == (tiny_pipeline.image_size,) * 2
+
+
+def test_forced_tokens_come_back_untouched(tiny_pipeline):
+    tokens = torch.arange(16).reshape(4, 4)
+    before = tokens.clone()
+    keep = torch.zeros(4, 4, dtype=torch.bool)
+    keep[0], keep[2, 1] = True, True
+    generation = tiny_pipeline("a fox", num_candidates=5, seed=3, image_tokens=tokens, keep=keep)
+    for candidate in generation.candidates:
+        assert torch.equal(candidate.tokens[keep], tokens[keep])
+    assert len({tuple(c.tokens[~keep].tolist()) for c in generation.candidates}) == 5
+    assert torch.equal(tokens, before)
+    everything = tiny_pipeline("a fox", num_candidates=1, image_tokens=tokens, keep=torch.ones(4, 4, dtype=torch.bool))
+    assert torch.equal(everything.candidates[0].tokens, tokens)
+
+
+def test_guidance_one_equals_unguided_and_top_k_one_equals_greedy(tiny_pipeline):
+    def draw(**arguments):
+        return by_index(tiny_pipeline("a fox", num_candidates=2, seed=5, rerank=False, **arguments))[1].tokens
+
+    assert torch.equal(draw(guidance_scale=1.0, negative_prompt="a banana"), draw(guidance_scale=1.0))
+    assert torch.equal(draw(top_k=1), draw(temperature=0))
+    assert not torch.equal(draw(guidance_scale=4.0), draw(guidance_scale=1.0))
+    assert not torch.equal(draw(guidance_scale=4.0, negative_prompt="a banana"), draw(guidance_scale=4.0))
+
+
+def test_steps_count_tokens_and_previews_grow(tiny_pipeline):
+    steps = list(tiny_pipeline.stream("a fox", num_candidates=3, seed=2, preview_every=4))
+    assert [step.index for step in steps] == [3 * i for i in range(1, 17)] and {step.total for step in steps} == {48}
+    shown = [step.previews for step in steps if step.previews is not None]
+    assert len(shown) == 4 and all(len(previews) == 3 for previews in shown)
+    top = np.array(shown[0][0])
+    assert (top[24:] == top[-1, -1]).all() and not (top[:12] == top[-1, -1]).all()  # one of four rows is drawn
+    assert all(step.generation is None for step in steps[:-1]) and steps[-1].generation is not None
+
+
+def test_closing_the_stream_stops_the_work(own_pipeline):
+    calls = []
+    own_pipeline.prior.register_forward_hook(lambda *_: calls.append(1))
+    stream = own_pipeline.stream("a fox", num_candidates=2)
+    next(stream), next(stream)
+    stream.close()
+    assert len(calls) == 2
+
+
+def test_out_of_memory_halves_the_chunk_and_keeps_what_is_finished(own_pipeline):
+    expected = by_index(own_pipeline("a fox", num_candidates=12, seed=4))
+    forward, chunks = own_pipeline.prior.forward, []
+
+    def scarce(*args, image_ids=None, cache=None, **kwargs):
+        if image_ids is not None and cache.k.shape[1] > 16:  # rows are padded to 16: a chunk of more than 16 fails
+            chunks.append(cache.k.shape[1])
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return forward(*args, image_ids=image_ids, cache=cache, **kwargs)
+
+    own_pipeline.prior.forward = scarce
+    generation = own_pipeline("a fox", num_candidates=40, seed=4)
+    assert chunks == [48, 32] and len(generation.candidates) == 40
+    assert all(same(by_index(generation)[i], expected[i]) for i in range(12))
+
+    def nothing(*args, **kwargs):
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes")
+
+    own_pipeline.prior.forward = nothing
+    with pytest.raises(InputError, match="not enough memory"):
+        own_pipeline("a fox", num_candidates=4)
+
+
+def test_two_threads_draw_what_one_draws(tiny_pipeline):
+    def draw(seed, results):
+        results[seed] = by_index(tiny_pipeline("a fox", num_candidates=4, seed=seed, guidance_scale=2.0))
+
+    alone, together = {}, {}
+    for seed in range(3):
+        draw(seed, alone)
+    threads = [threading.Thread(target=draw, args=(seed, together)) for seed in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert all(same(alone[seed][i], together[seed][i]) for seed in range(3) for i in range(4))
+
+
+def test_save_and_load_is_exact(tiny_pipeline, saved):
+    loaded = dalle_core.load(saved)
+    a, b = (pipe("a red fox", num_candidates=4, seed=9, guidance_scale=3.0) for pipe in (tiny_pipeline, loaded))
+    for one, other in zip(a.candidates, b.candidates):
+        assert same(one, other) and one.score == other.score
+    assert loaded.name == "tiny" and loaded.examples == tiny_pipeline.examples
+    assert dalle_core.DallePipeline.from_pretrained(saved).defaults == tiny_pipeline.defaults
+
+
+@pytest.mark.parametrize(
+    "arguments, named",
+    [
+        ({"prompt": ""}, "prompt is empty"),
+        ({"prompt": " \n\t"}, "prompt is empty"),
+        ({"prompt": "\x00\x00"}, "prompt is empty"),
+        ({"prompt": "ΩЖ𓂀"}, "none of the characters"),
+        ({"prompt": 7}, "must be text"),
+        ({"num_candidates": 0}, "num_candidates is '0'"),
+        ({"num_candidates": -1}, "num_candidates"),
+        ({"num_candidates": 10**6}, "from 1 to 64"),
+        ({"num_candidates": 2.5}, "whole number"),
+        ({"num_candidates": True}, "num_candidates"),
+        ({"temperature": math.nan}, "temperature is 'nan'"),
+        ({"temperature": -1}, "temperature"),
+        ({"temperature": "hot"}, "temperature is 'hot'"),
+        ({"top_k": 65}, "from 0 to 64"),
+        ({"top_k": -1}, "top_k"),
+        ({"top_p": 0}, "top_p is '0'"),
+        ({"top_p": 1.1}, "top_p"),
+        ({"guidance_scale": math.inf}, "guidance_scale"),
+        ({"seed": "seven"}, "seed is 'seven'"),
+        ({"seed": -1}, "seed"),
+        ({"seed": 2**64}, "9223372036854775807"),
+        ({"preview_every": -1}, "preview_every"),
+        ({"keep": torch.ones(4, 4, dtype=torch.bool)}, "go together"),
+        ({"image_tokens": torch.zeros(4, 4, dtype=torch.long)}, "go together"),
+        ({"image_tokens": torch.zeros(3, 4, dtype=torch.long), "keep": torch.ones(4, 4, dtype=torch.bool)}, "shape"),
+        ({"image_tokens": torch.full((4, 4), 64), "keep": torch.ones(4, 4, dtype=torch.bool)}, "0 to 63"),
+        ({"image_tokens": torch.full((4, 4), -1), "keep": torch.ones(4, 4, dtype=torch.bool)}, "0 to 63"),
+        ({"image_tokens": torch.zeros(4, 4), "keep": torch.ones(4, 4, dtype=torch.bool)}, "whole numbers"),
+        ({"image_tokens": torch.zeros(4, 4, dtype=torch.long), "keep": torch.ones(4, 4)}, "boolean"),
+    ],
+)
+def test_bad_input_is_named_before_anything_is_drawn(tiny_pipeline, arguments, named):
+    with pytest.raises(InputError, match=named):
+        tiny_pipeline.stream(**({"prompt": "a fox"} | arguments))  # not iterated: the check comes first
+
+
+def test_long_and_strange_prompts(tiny_pipeline):
+    long = tiny_pipeline("a fox and a banana " * 50_000, num_candidates=1)  # about a million characters
+    assert long.dropped_prompt.endswith("banana") and len(long.used_prompt) < 60
+    assert long.prompt.startswith(long.used_prompt)
+    assert tiny_pipeline.fit_prompt("a fox") == ("a fox", "")
+    used, dropped = tiny_pipeline.fit_prompt("a fox and a banana on a purple background")
+    assert f"{used} {dropped}" == "a fox and a banana on a purple background"
+    for text in ("a fo\x00x", "🦊 a fox", "a fox ثعلب", "A RED FOX"):
+        assert len(tiny_pipeline(text, num_candidates=1).candidates) == 1

@@ -1,0 +1,58 @@
+"""Pure functions from logits to tokens."""
+
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dalle_core.sampling import candidate_uniforms, guide, keep_top_k, keep_top_p, sample
+
+
+def test_uniforms_depend_on_seed_and_index_alone():
+    a = candidate_uniforms(7, 3, 50)
+    assert torch.equal(a, candidate_uniforms(7, 3, 50)) and torch.equal(a[:20], candidate_uniforms(7, 3, 20))
+    others = [candidate_uniforms(7, 4, 50), candidate_uniforms(3, 7, 50), candidate_uniforms(0, 3, 50)]
+    assert not any(torch.equal(a, other) for other in others)
+    assert a.min() >= 0 and a.max() < 1 and abs(candidate_uniforms(0, 0, 20_000).mean() - 0.5) < 0.01
+
+
+def test_sampling_follows_the_distribution():
+    probabilities = torch.tensor([0.5, 0.0, 0.3, 0.2])
+    logits = probabilities.log().expand(20_000, -1)
+    tokens = sample(logits, candidate_uniforms(1, 0, 20_000))
+    frequencies = torch.bincount(tokens, minlength=4) / 20_000
+    torch.testing.assert_close(frequencies, probabilities, atol=0.02, rtol=0)
+    assert frequencies[1] == 0
+
+
+def test_temperature_zero_and_top_k_one_are_greedy():
+    logits = torch.randn(50, 20)
+    uniforms = candidate_uniforms(0, 0, 50)
+    assert torch.equal(sample(logits, uniforms, temperature=0), logits.argmax(-1))
+    assert torch.equal(sample(logits, uniforms, top_k=1), logits.argmax(-1))
+    assert not torch.equal(sample(logits, uniforms), logits.argmax(-1))
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(0, 25), st.floats(0.01, 1.0), st.floats(0.05, 5.0), st.integers(0, 2**63 - 1))
+def test_tokens_come_from_what_was_kept(k, p, temperature, seed):
+    logits = torch.randn(8, 20, generator=torch.Generator().manual_seed(seed % 1000))
+    tokens = sample(logits, candidate_uniforms(seed, 0, 8), temperature, k, p)
+    rank = (logits > logits.gather(1, tokens[:, None])).sum(1)
+    assert (rank < (k or 20)).all()
+    probabilities = (logits.double() / temperature).softmax(-1)
+    before = [row[row > row[token]].sum() for row, token in zip(probabilities, tokens)]
+    assert all(mass < p + 1e-6 for mass in before)
+
+
+def test_top_k_and_top_p_keep_what_they_say():
+    logits = torch.tensor([[3.0, 1.0, 2.0, 0.0]])
+    assert keep_top_k(logits, 2).isfinite().tolist() == [[True, False, True, False]]
+    assert torch.equal(keep_top_k(logits, 0), logits) and torch.equal(keep_top_k(logits, 9), logits)
+    assert keep_top_p(torch.tensor([[0.5, 0.3, 0.2]]).log(), 0.6).isfinite().tolist() == [[True, True, False]]
+    assert keep_top_p(logits, 1e-9).isfinite().sum() == 1
+
+
+def test_guidance():
+    cond, uncond = torch.tensor([[2.0, 0.0]]), torch.tensor([[1.0, 1.0]])
+    assert guide(cond, uncond, 3.0).tolist() == [[4.0, -2.0]]
+    assert torch.equal(guide(cond, uncond, 0.0), uncond)
