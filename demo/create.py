@@ -15,6 +15,8 @@ RANKED, SAMPLED = "CLIP's order", "Order of sampling"
 DICE = str(Path(__file__).parent / "dice.svg")
 UPDATE_EVERY = 0.15  # seconds between updates of the progress line
 
+STARTING = '<div class="line" role="status"><span><b>Reading the prompt</b></span></div>'
+STOPPED = '<div class="line" role="status"><span><b>Stopped.</b></span></div>'
 EMPTY = '<div class="empty">Your candidates appear here, best first.<br>Try one of the examples above.</div>'
 log = logging.getLogger(__name__)
 
@@ -115,7 +117,7 @@ def build(pipe) -> None:
             )
 
     progress = gr.HTML("", elem_id="status")
-    notice = gr.HTML("", elem_id="notice", visible=False)
+    notice = gr.HTML("", elem_id="notice")
     with gr.Row():
         with gr.Column(scale=3):
             order = gr.Radio([RANKED, SAMPLED], value=RANKED, show_label=False, label="Order", elem_id="order", container=False)
@@ -161,7 +163,8 @@ def build(pipe) -> None:
             changes.clear()
             return row
 
-        yield update(seed=str(seed), notice=gr.update(value=cut_notice(used, dropped), visible=bool(dropped)), stop=gr.update(interactive=True))
+        said = cut_notice(used, dropped)
+        yield update(seed=str(seed), notice=said, progress=STARTING, stop=gr.update(interactive=True))
         try:
             for step in steps:
                 if step.generation is not None:
@@ -194,6 +197,7 @@ def build(pipe) -> None:
         ]
         best = items[0]
         yield update(
+            notice=said,  # again: a client of the endpoint reads only this last update
             gallery=gr.update(
                 value=gallery_items(items, order), visible=True, elem_classes="ranked" if order == RANKED else []
             ),
@@ -208,8 +212,10 @@ def build(pipe) -> None:
             stop=gr.update(interactive=False),
         )
 
-    def finish():
-        return gr.update(interactive=False)
+    def finish(progress):
+        """After the end of a run, whatever ended it: a line that still says "Drawing" was stopped."""
+        ended = progress == STARTING or "Drawing" in progress
+        return STOPPED if ended else gr.skip(), gr.update(interactive=False)
 
     drawing = dict(
         fn=draw, inputs=inputs, outputs=outputs, show_progress="minimal", show_progress_on=progress,
@@ -219,11 +225,8 @@ def build(pipe) -> None:
     filled = examples.click(lambda sample: sample[0], examples, prompt, api_visibility="private", queue=False)
     from_example = filled.then(api_visibility="private", **drawing)
     for event in (clicked, from_example):
-        event.then(finish, None, stop, queue=False, api_visibility="private")
-    stop.click(
-        lambda: ('<div class="line" role="status"><span><b>Stopped.</b></span></div>', gr.update(interactive=False)),
-        None, [progress, stop], cancels=[clicked, from_example], queue=False, api_visibility="private",
-    )  # fmt: skip
+        event.then(finish, progress, [progress, stop], queue=False, show_progress="hidden", api_visibility="private")
+    stop.click(None, cancels=[clicked, from_example], queue=False, api_visibility="private")
 
     dice.click(
         lambda: (str(secrets.randbelow(2**32)), True), None, [seed, keep_seed], queue=False, api_visibility="private"

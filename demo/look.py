@@ -64,6 +64,7 @@ CSS = """
   color: var(--body-text-color-subdued); font-variant-numeric: tabular-nums; }
 .line b { color: var(--body-text-color); font-weight: 600; }
 .notice { border-left: 3px solid #e8590c; padding: .4rem .8rem; font-size: .92rem; margin-top: .5rem; }
+#notice:not(:has(.notice)) { display: none; }
 .notice s { opacity: .65; }
 #gallery { background: transparent; }
 #gallery .grid-wrap { max-height: none; }

@@ -1,0 +1,235 @@
+"""The real page in a real Chromium, on a tiny pipeline. Without a browser these fail; they are never skipped."""
+
+import io
+import json
+import threading
+import time
+
+import pytest
+from PIL import Image
+from playwright.sync_api import expect, sync_playwright
+
+from demo import create_demo, launch_options
+from tests.browser.chromium import executable
+from tests.conftest import make_pipeline
+
+
+class Gate:
+    """Lets the test hold the sampling half-way, and see whether its generator was closed."""
+
+    def __init__(self, pipe):
+        self.open, self.closed, self.stream = threading.Event(), threading.Event(), pipe.stream
+        self.open.set()
+        pipe.stream = self
+
+    def __call__(self, *args, **kwargs):
+        steps = self.stream(*args, **kwargs)  # checks its arguments at once
+
+        def gated():
+            try:
+                for step in steps:
+                    while step.index > step.total // 2 and not self.open.is_set():
+                        time.sleep(0.02)
+                        yield step  # as a slow model would: the page can stop it between tokens
+                    yield step
+            finally:
+                steps.close()
+                self.closed.set()
+
+        return gated()
+
+
+@pytest.fixture(scope="module")
+def browser():
+    path = executable()
+    assert path, "No Chromium was found: install chromium, or set CHROMIUM to its path."
+    with sync_playwright() as playwright:
+        arguments = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
+        browser = playwright.chromium.launch(executable_path=path, args=arguments)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory):
+    """(url, gate) of one page for all tests."""
+    patch = pytest.MonkeyPatch()
+    patch.setenv("GRADIO_TEMP_DIR", str(tmp_path_factory.mktemp("gradio")))
+    pipe = make_pipeline()
+    gate = Gate(pipe)
+    demo = create_demo(pipe)
+    _, url, _ = demo.launch(prevent_thread_lock=True, quiet=True, **launch_options())
+    yield url, gate
+    gate.open.set()
+    demo.close()
+    patch.undo()
+
+
+@pytest.fixture
+def gate(served):
+    gate = served[1]
+    gate.open.set()
+    gate.closed.clear()
+    yield gate
+    gate.open.set()
+
+
+@pytest.fixture
+def page(browser, served, request):
+    """A fresh visitor. Fails when the page asked another host for anything, or logged an error."""
+    size = getattr(request, "param", {"width": 1440, "height": 900})
+    context = browser.new_context(viewport=size, accept_downloads=True)
+    strangers, errors = [], []
+
+    def only_local(route):
+        if route.request.url.startswith(served[0]):
+            route.continue_()
+        else:
+            strangers.append(route.request.url)
+            route.abort()
+
+    context.route("**/*", only_local)
+    page = context.new_page()
+    page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.goto(served[0])
+    expect(page.get_by_role("button", name="Generate")).to_be_enabled()
+    yield page
+    context.close()
+    assert strangers == [] and errors == []
+
+
+def prompt(page):
+    return page.get_by_label("Prompt", exact=True)
+
+
+def thumbnails(page):
+    return page.locator("#gallery .thumbnail-item")
+
+
+def captions(page) -> list[str]:
+    return page.locator("#gallery .caption-label").all_inner_texts()
+
+
+def generate(page, gate, text="a red fox"):
+    gate.open.clear()  # held half-way, so that the line of the run before is gone for certain
+    prompt(page).fill(text)
+    prompt(page).press("Enter")
+    expect(page.locator("#status")).to_contain_text("Drawing", timeout=30_000)
+    gate.open.set()
+    expect(page.locator("#status")).to_contain_text("ranked by CLIP", timeout=30_000)
+    expect(page.locator("#gallery .caption-label")).to_have_count(4)
+
+
+def test_previews_then_ranks_then_a_download(page, gate, tmp_path):
+    gate.open.clear()
+    prompt(page).fill("a red fox")
+    prompt(page).press("Enter")
+    expect(thumbnails(page)).to_have_count(4, timeout=30_000)  # previews, while the gate is shut
+    expect(page.locator("#status")).to_contain_text("Drawing token")
+    assert captions(page) == []
+    preview = page.locator("#gallery img").first.get_attribute("src")
+    gate.open.set()
+
+    expect(page.locator("#status")).to_contain_text("ranked by CLIP", timeout=30_000)
+    expect(page.locator("#gallery .caption-label")).to_have_count(4)
+    assert page.locator("#gallery img").first.get_attribute("src") != preview
+    ranks, scores = zip(*(text.strip().split(" · ") for text in captions(page)))
+    assert ranks == ("#1", "#2", "#3", "#4")
+    assert sorted(map(float, scores), reverse=True) == [float(score) for score in scores]
+
+    thumbnails(page).nth(2).click()
+    expect(page.locator("#facts")).to_contain_text("rank3")
+    with page.expect_download() as download:
+        page.locator("#download").click()
+    assert download.value.suggested_filename.startswith("a-red-fox_seed")
+    image = Image.open(io.BytesIO(download.value.path().read_bytes()))
+    recipe = json.loads(image.text["dalle"])
+    assert image.format == "PNG" and image.width >= 384
+    assert recipe["prompt"] == "a red fox" and f"{recipe['score']:.3f}" == scores[2]
+    assert len(recipe["tokens"]) == 4 and str(recipe["seed"]) in download.value.suggested_filename
+
+
+def test_order_of_sampling_and_back(page, gate):
+    generate(page, gate)
+    ranked = captions(page)
+    sources = page.locator("#gallery img").evaluate_all("images => images.map(image => image.src)")
+    page.get_by_label("Order of sampling").check()
+    expect(page.locator("#gallery .caption-label").first).not_to_have_text("", timeout=5000)
+    page.wait_for_function(
+        "first => document.querySelector('#gallery img').src !== first || "
+        "document.querySelectorAll('#gallery .caption-label')[0].innerText.startsWith('#1')",
+        arg=sources[0],
+    )
+    assert sorted(captions(page)) == sorted(ranked)
+    page.get_by_label("CLIP's order").check()
+    expect(page.locator("#gallery .caption-label")).to_have_text(ranked)
+
+
+@pytest.mark.parametrize("how", ["button", "Escape"])
+def test_stop_half_way_stops_the_work_and_keeps_what_was_drawn(page, gate, how):
+    gate.open.clear()
+    prompt(page).fill("a red fox")
+    page.get_by_role("button", name="Generate").click()
+    expect(thumbnails(page)).to_have_count(4, timeout=30_000)
+    if how == "button":
+        page.get_by_role("button", name="Stop").click()
+    else:
+        page.keyboard.press("Escape")
+    for _ in range(100):  # not gate.closed.wait: the page's requests go through this thread
+        page.wait_for_timeout(100)
+        if gate.closed.is_set():
+            break
+    assert gate.closed.is_set(), "the sampling went on after Stop"
+    expect(page.locator("#status")).to_contain_text("Stopped")
+    expect(thumbnails(page)).to_have_count(4)
+    expect(page.get_by_role("button", name="Stop")).to_be_disabled()
+    gate.open.set()
+    generate(page, gate)
+
+
+def test_a_finished_grid_stays_until_the_next_has_something_to_show(page, gate):
+    generate(page, gate)
+    before = captions(page)
+    prompt(page).fill("   ")
+    prompt(page).press("Enter")
+    expect(page.get_by_text("The prompt is empty")).to_be_visible()
+    assert captions(page) == before
+    generate(page, gate, "two apples")  # the page goes on
+
+
+def test_examples_fill_the_prompt_and_draw(page, gate):
+    page.locator("#examples").get_by_text("two apples").click()
+    expect(prompt(page)).to_have_value("two apples")
+    expect(page.locator("#status")).to_contain_text("ranked by CLIP", timeout=30_000)
+
+
+def test_a_kept_seed_draws_the_same_again(page, gate):
+    seed = page.get_by_label("Seed", exact=True)
+    seed.fill("7")
+    page.get_by_label("Keep it").check()
+    generate(page, gate)
+    first = captions(page)
+    generate(page, gate)
+    assert captions(page) == first and seed.input_value() == "7"
+    page.get_by_role("button", name="New seed").click()
+    expect(seed).not_to_have_value("7")
+    seed.fill("seven")
+    prompt(page).press("Enter")
+    expect(page.get_by_text("'seven' is not a whole number")).to_be_visible()
+
+
+def test_a_prompt_that_is_too_long_says_where_it_stops(page, gate):
+    generate(page, gate, "a fox and a banana on a purple background")
+    expect(page.locator("#notice")).to_contain_text("It stops at")
+    expect(page.locator("#notice s")).to_contain_text("background")
+    generate(page, gate, "a fox")
+    expect(page.locator("#notice")).to_be_hidden()
+
+
+@pytest.mark.parametrize("page", [{"width": 390, "height": 844}], indirect=True)
+def test_a_phone_does_not_scroll_sideways(page, gate):
+    generate(page, gate)
+    assert page.evaluate("document.documentElement.scrollWidth") == 390
+    box = thumbnails(page).first.bounding_box()
+    assert 130 <= box["width"] <= 195  # two a row

@@ -1,0 +1,61 @@
+"""The command line: what is wrong is one line, and the exit code 2."""
+
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+def run(*arguments, **environment):
+    import os
+
+    return subprocess.run(
+        [sys.executable, "app.py", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=120,
+        env=os.environ | environment,
+    )  # fmt: skip
+
+
+def test_help_explains_every_argument_without_loading_torch():
+    out = run("--help", PYTHONPROFILEIMPORTTIME="1")
+    for name in ("--model", "--host", "--port", "--device", "--dtype", "--share", "DALLE_USER", "DALLE_PASSWORD"):
+        assert name in out.stdout
+    assert out.returncode == 0 and " torch" not in out.stderr
+
+
+@pytest.fixture
+def busy_port():
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        yield str(listener.getsockname()[1])
+
+
+def test_a_busy_port_is_one_line(busy_port):
+    out = run("--port", busy_port)
+    assert out.returncode == 2 and len(out.stderr.strip().splitlines()) == 1
+    assert busy_port in out.stderr and "--port" in out.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments, environment, named",
+    [
+        (("--model", "no-such-model"), {}, "no-such-model"),
+        (("--device", "tpu0"), {}, "tpu0"),
+        (("--port", "70000"), {}, "70000"),
+        (("--host", "256.0.0.1"), {}, "256.0.0.1"),
+        ((), {"DALLE_USER": "me", "DALLE_PASSWORD": ""}, "DALLE_PASSWORD"),
+    ],
+)
+def test_what_is_wrong_is_one_line(arguments, environment, named):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        free = str(probe.getsockname()[1])
+    if "--port" not in arguments:
+        arguments = (*arguments, "--port", free)
+    out = run(*arguments, **environment)
+    lines = [line for line in out.stderr.strip().splitlines() if line]
+    assert out.returncode == 2 and len(lines) == 1 and named in lines[0], out.stderr

@@ -1,0 +1,117 @@
+"""What the page computes, and its endpoint, without a browser."""
+
+import json
+import re
+import zipfile
+
+import numpy as np
+import pytest
+from gradio_client import Client
+from gradio_client.exceptions import AppError
+from PIL import Image
+
+from dalle_core import InputError
+from demo import create, create_demo, launch_options, pictures
+
+
+def test_enlarging_is_exact_in_size_and_true_in_colour():
+    image = Image.new("RGB", (96, 96), (200, 30, 30))
+    image.paste((250, 250, 250), (48, 0, 96, 96))
+    large = np.array(pictures.enlarge(image)).astype(int)
+    assert large.shape == (384, 384, 3)
+    assert abs(large[:, 20] - (200, 30, 30)).max() <= 2 and abs(large[:, -20] - 250).max() <= 2
+    edge = (large[200, :, 1] > 60) & (large[200, :, 1] < 220)
+    assert edge.sum() <= 6  # an edge stays an edge
+
+
+@pytest.mark.parametrize(
+    "prompt, name",
+    [
+        ("a Red fox!", "a-red-fox_seed7_3.png"),
+        ("狐狸 和 香蕉", "狐狸-和-香蕉_seed7_3.png"),
+        ("../../etc/passwd", "etc-passwd_seed7_3.png"),
+        ("***", "picture_seed7_3.png"),
+    ],
+)
+def test_file_names(prompt, name):
+    assert pictures.file_name(prompt, 7, 3) == name
+    assert len(pictures.file_name("word " * 1000, 7, 3)) < 90
+
+
+def test_saved_pictures_carry_their_recipe(tiny_pipeline, tmp_path):
+    generation = tiny_pipeline("a red fox", num_candidates=3, seed=5)
+    paths, archive = pictures.save_all(generation, "tiny", str(tmp_path))
+    for candidate, path in zip(generation.candidates, paths):
+        recipe = json.loads(Image.open(path).text["dalle"])
+        assert recipe["tokens"] == candidate.tokens.tolist() and recipe["seed"] == 5
+        assert recipe["index"] == candidate.index and recipe["settings"] == generation.settings
+    with zipfile.ZipFile(archive) as zip_:
+        assert len(json.loads(zip_.read("recipes.json"))) == 3 and len(zip_.namelist()) == 4
+
+
+def test_time_left_and_notices():
+    assert "25.0%" in create.status(256, 1024, 2.0) and "6 s left" in create.status(256, 1024, 2.0)
+    assert create.cut_notice("all of it", "") == ""
+    assert "&lt;script&gt;" in create.cut_notice("<script>", "<b>rest</b>") and "<b>" not in create.cut_notice("a", "<b>")
+    with pytest.raises(InputError, match="'x' is not a whole number"):
+        create.parse_seed("x", keep=True)
+    assert create.parse_seed("12", keep=True) == 12
+    assert create.parse_seed("12", keep=False) != 12 or create.parse_seed("12", keep=False) != 12
+
+
+@pytest.fixture(scope="module")
+def client(tiny_pipeline, tmp_path_factory):
+    patch = pytest.MonkeyPatch()
+    patch.setenv("GRADIO_TEMP_DIR", str(tmp_path_factory.mktemp("gradio")))
+    demo = create_demo(tiny_pipeline)
+    _, url, _ = demo.launch(prevent_thread_lock=True, quiet=True, **launch_options())
+    yield Client(url, verbose=False, download_files=str(tmp_path_factory.mktemp("downloads")))
+    demo.close()
+    patch.undo()
+
+
+def ask(client, **changes):
+    arguments = dict(
+        prompt="a red fox", negative="", candidates=3, seed="5", keep_seed=True, temperature=1, top_k=0, top_p=1,
+        guidance=2, every=4, order=create.RANKED,
+    )  # fmt: skip
+    return client.predict(**(arguments | changes), api_name="/generate")
+
+
+def test_the_endpoint_draws_what_the_pipeline_draws(client, tiny_pipeline):
+    gallery = ask(client)[0]["value"]
+    expected = tiny_pipeline("a red fox", num_candidates=3, seed=5, guidance_scale=2.0)
+    assert [item["caption"] for item in gallery] == [
+        f"#{rank} · {candidate.score:.3f}" for rank, candidate in enumerate(expected.candidates, 1)
+    ]
+    for item, candidate in zip(gallery, expected.candidates):
+        assert np.array_equal(np.array(Image.open(item["image"])), np.array(pictures.enlarge(candidate.image)))
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"prompt": ""}, "prompt is empty"),
+        ({"prompt": "\x00"}, "prompt is empty"),
+        ({"prompt": "Ж"}, "none of the characters"),
+        ({"candidates": 0}, "0"),
+        ({"candidates": -1}, "-1"),
+        ({"candidates": 10**6}, "1000000"),
+        ({"seed": "seven"}, "'seven' is not a whole number"),
+        ({"seed": "-3"}, "seed is '-3'"),
+        ({"seed": str(2**64)}, "9223372036854775807"),
+        ({"temperature": -1}, "-1"),
+        ({"top_k": 10**6}, "1000000"),
+    ],
+)
+def test_bad_input_gets_a_sentence_and_the_server_goes_on(client, changes, message):
+    with pytest.raises(AppError, match=re.escape(message)) as error:
+        ask(client, **changes)
+    assert "Traceback" not in str(error.value)
+    assert len(ask(client, candidates=1)[0]["value"]) == 1
+
+
+def test_a_million_characters_and_other_scripts(client):
+    assert "It stops at" in str(ask(client, prompt="a fox and a banana " * 50_000, candidates=1))
+    for prompt in ("🦊 a fox", "a fox ثعلب", "a\x00fox"):
+        assert len(ask(client, prompt=prompt, candidates=1)[0]["value"]) == 1
