@@ -1,5 +1,7 @@
 # make demo: the page. make test: everything. Both set up what they need, once.
-PYTHON ?= $(shell command -v python3.12 || command -v python3.11 || command -v python3)
+# The first Python that runs and is 3.11 or 3.12; running it is the test, for a version manager's shim may only be a name.
+SUITABLE := import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))
+PYTHON ?= $(shell for p in python3 python3.12 python3.11; do $$p -c '$(SUITABLE)' 2>/dev/null && echo $$p && break; done)
 VENV := .venv
 PY := $(VENV)/bin/python
 PORT ?= 7860
@@ -13,7 +15,7 @@ test: $(VENV)/.tests browser
 	$(PY) -m pytest -q
 
 $(VENV)/.runtime: requirements.txt
-	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if v in ((3, 11), (3, 12)) else "Python 3.11 or 3.12 is needed, this is %d.%d: make PYTHON=/path/to/python3.12" % v)'
+	@$(or $(PYTHON),false) -c '$(SUITABLE)' || { echo 'Python 3.11 or 3.12 is needed: install one, or name it with make PYTHON=/path/to/python3.12' >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	@touch $@
