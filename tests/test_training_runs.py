@@ -54,6 +54,7 @@ def test_codebook_restarts_dead_codes():
     codebook = tokenizer_training.Codebook(model.quantize, warmup=0, restart_every=1)
     z = torch.randn(4, 16, 2, 2, generator=torch.Generator().manual_seed(0)) + 5  # far from the initial codes
     codebook(z, 0)
+    codebook.used[:] = 1
     codebook.used[:3] = 0
     before = model.quantize.embedding.weight.detach().clone()
     codebook(z, 1)
@@ -94,7 +95,8 @@ COMMON = {"seed": 3, "device": "cpu", "dtype": "float32", "image_size": 24}
 
 
 def test_image_tokenizer_resumes_bit_for_bit(monkeypatch, tmp_path, folder):
-    monkeypatch.setattr(tokenizer_training, "new_image_tokenizer", lambda size: small_vq())
+    new = tokenizer_training.new_image_tokenizer
+    monkeypatch.setattr(tokenizer_training, "new_image_tokenizer", lambda size: new(size, channels=(16, 16, 16)))
     monkeypatch.setattr(tokenizer_training, "WARMUP_STEPS", 2)
     arguments = COMMON | dict(data=folder, images=32, batch_size=4, codebook_size=16, gan_from=0.5, look_every=100)
     assert_resumes_bit_for_bit(

@@ -14,7 +14,6 @@ reconstructions measures the image tokenizer alone. `python -m dalle_core.traini
 
 import argparse
 import json
-import platform
 from pathlib import Path
 
 import torch
@@ -89,7 +88,7 @@ def main() -> None:
     pipe = dalle_core.load(args.model)
     judge = CLIPModel.from_pretrained(args.judge).to(pipe.device).eval()
     dataset = open_dataset(args.data, pipe.image_size)
-    result = {"model": args.model, "seed": args.seed, "sampling": pipe.defaults, "machine": platform.processor()}
+    result = {"model": args.model, "seed": args.seed, "sampling": pipe.defaults}
     pictures = []
     for kind in dataset.held_out_kinds:
         figures, rows = evaluate_kind(pipe, judge, dataset.held_out(kind, args.prompts), args.seed, kind)

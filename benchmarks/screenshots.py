@@ -1,0 +1,47 @@
+"""The screenshots of the README, of the real page with the embedded model: `python -m benchmarks.screenshots`."""
+
+from pathlib import Path
+
+from playwright.sync_api import sync_playwright
+
+import dalle_core
+from demo import create_demo, launch_options
+from tests.browser.chromium import executable
+
+OUT = Path(__file__).parent.parent / "assets" / "screenshots"
+PROMPT = "a fox and a banana on a purple background"
+VIEWS = {  # name -> (width, height, colour scheme)
+    "create": (1440, 1000, "light"),
+    "create-dark": (1440, 1000, "dark"),
+    "create-phone": (390, 844, "light"),
+    "create-phone-dark": (390, 844, "dark"),
+}
+
+
+def main() -> None:
+    OUT.mkdir(parents=True, exist_ok=True)
+    demo = create_demo(dalle_core.load("emoji"))
+    _, url, _ = demo.launch(prevent_thread_lock=True, quiet=True, **launch_options())
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=executable(), args=["--no-sandbox", "--disable-gpu"])
+        for name, (width, height, scheme) in VIEWS.items():
+            page = browser.new_page(viewport={"width": width, "height": height}, color_scheme=scheme)
+            page.goto(url)
+            page.get_by_label("Seed", exact=True).fill("7")
+            page.get_by_label("Keep it").check()
+            page.get_by_label("Prompt", exact=True).fill(PROMPT)
+            page.keyboard.press("Enter")
+            if name == "create":
+                page.locator("#gallery .thumbnail-item").first.wait_for(timeout=60_000)
+                page.screenshot(path=OUT / "drawing.png")
+            page.locator("#status", has_text="ranked by CLIP").wait_for(timeout=60_000)
+            page.locator("#gallery .caption-label").first.wait_for()
+            page.wait_for_timeout(1000)  # pictures fade in
+            page.screenshot(path=OUT / f"{name}.png")
+            page.close()
+        browser.close()
+    demo.close()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,53 @@
+"""The model that comes with the project: it loads from its folder, and draws what it is asked for."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import dalle_core
+from dalle_core.training.emoji import BACKGROUNDS
+
+FOLDER = Path(__file__).parent.parent / "assets" / "emoji"
+
+
+@pytest.fixture(scope="module")
+def pipe():
+    return dalle_core.load("emoji")
+
+
+def test_it_is_small_and_safe():
+    files = [path for path in FOLDER.rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) <= 64 * 2**20
+    assert {path.suffix for path in files} <= {".json", ".safetensors", ".md", ".png"}
+
+
+@pytest.mark.parametrize("background", ["purple", "green", "white"])
+def test_it_paints_the_named_background(pipe, background):
+    generation = pipe(f"a fox and a banana on a {background} background", num_candidates=4, seed=0)
+    corner = np.array(generation.candidates[0].image)[:8, :8].reshape(-1, 3).mean(0)
+    distance = {name: abs(corner - rgb).sum() for name, (_, rgb) in BACKGROUNDS.items()}
+    assert min(distance, key=distance.get) == background
+
+
+def test_chinese_and_english_names_lead_to_the_same_thing(pipe):
+    """A strawberry is mostly red, whatever it is called; its background is what was asked for."""
+    for prompt in ("a strawberry", "草莓"):
+        pixels = np.array(pipe(prompt, num_candidates=8, seed=0).candidates[0].image).astype(int).reshape(-1, 3)
+        drawn = pixels[abs(pixels - 255).sum(1) > 150]
+        assert len(drawn) > 500 and drawn[:, 0].mean() > drawn[:, 1].mean() + 50 > drawn[:, 2].mean()
+
+
+def test_every_example_fits_and_draws(pipe):
+    assert len(pipe.examples) >= 8
+    for prompt in pipe.examples:
+        assert pipe.fit_prompt(prompt) == (prompt, "")
+    assert pipe(pipe.examples[0], num_candidates=1).candidates[0].image.size == (96, 96)
+
+
+def test_its_evaluation_is_that_of_its_own_sampling_settings(pipe):
+    evaluation = json.loads((FOLDER / "evaluation.json").read_text())
+    assert evaluation["sampling"] == pipe.defaults
+    for kind in ("style", "pairing"):
+        assert set(evaluation[kind]["r_precision_best_of"]) == {"1", "4", "16", "64"}
