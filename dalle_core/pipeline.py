@@ -4,7 +4,7 @@ import math
 import operator
 import secrets
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, replace
 
 import torch
 from diffusers import DiffusionPipeline, VQModel
@@ -44,7 +44,7 @@ class Generation:
     dropped_prompt: str  # what the model's text length cut off
     negative_prompt: str
     seed: int
-    settings: dict = field(default_factory=dict)
+    settings: dict  # the sampling arguments that were used
 
 
 @dataclass(frozen=True)
@@ -212,7 +212,7 @@ class DallePipeline(DiffusionPipeline):
                 continue
             finished = torch.cat([finished, tokens.cpu()])
             shown += self._images(finished[rows.start :])
-        generation.candidates.extend(self._candidates(generation, finished, shown, rerank))
+        generation = replace(generation, candidates=self._candidates(generation, finished, shown, rerank))
         yield Step(count * length, count * length, shown if preview_every else None, generation)
 
     def _candidates(self, generation, tokens, shown, rerank) -> list[Candidate]:
@@ -242,9 +242,8 @@ class DallePipeline(DiffusionPipeline):
     def _preview(self, tokens: torch.Tensor, position: int) -> list[Image.Image]:
         """Pictures of unfinished candidates [B, N]: cells not drawn yet (-1) are grey."""
         drawn = tokens >= 0
-        last = tokens[:, :position].amax(dim=1, keepdim=True).clamp(min=0)
-        last = torch.where(drawn[:, position - 1 : position], tokens[:, position - 1 : position], last)
         # The decoder looks beyond a cell's edges: what is missing is filled with the latest token, then painted over.
+        last = tokens[:, position - 1 : position].clamp(min=0)
         grids = torch.where(drawn, tokens, last).unflatten(1, (self.grid_size, self.grid_size))
         cells = drawn.unflatten(1, (1, self.grid_size, self.grid_size)).float()  # [B, 1, h, w]
         factor = images.downsampling(self.image_tokenizer)
