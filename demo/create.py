@@ -13,6 +13,7 @@ from demo.pictures import enlarge, save_all
 
 RANKED, SAMPLED = "CLIP's order", "Order of sampling"
 DICE = str(Path(__file__).parent / "dice.svg")
+MAX_PROMPT = 20_000  # characters; what is beyond is far past what any model reads, and would fill every PNG
 UPDATE_EVERY = 0.15  # seconds between updates of the progress line
 
 STARTING = '<div class="line" role="status"><span><b>Reading the prompt</b></span></div>'
@@ -48,14 +49,16 @@ def cut_notice(used: str, dropped: str) -> str:
     )
 
 
-def parse_seed(text: str, keep: bool) -> int:
-    """The seed to use: what is in the box when it is kept, else a new one. Raises InputError."""
-    if not keep or not str(text).strip():
-        return secrets.randbelow(2**32)
+def parse_seed(text: str, keep: bool, drawn: str = "") -> int | None:
+    """The seed that is asked for, or None for a new one: the box is empty, or still holds the one `drawn` at random
+    for the run before and is not kept. Raises InputError."""
+    text = (text or "").strip()
+    if not text or (text == drawn and not keep):
+        return None
     try:
-        return int(str(text).strip())
+        return int(text)
     except ValueError:
-        raise InputError(f"The seed {str(text)[:40]!r} is not a whole number from 0 to {2**63 - 1}.") from None
+        raise InputError(f"The seed {text[:40]!r} is not a whole number from 0 to {2**63 - 1}.") from None
 
 
 def facts(kept: dict) -> str:
@@ -78,11 +81,12 @@ def build(pipe) -> None:
     """Adds the tab's components and events to the Blocks being built."""
     defaults = pipe.defaults
     kept = gr.State([])  # of the finished grid on show: dicts of path, rank, score, seed, index; best first
+    drawn = gr.State("")  # the seed in the box when it was drawn at random, not typed
 
     with gr.Row(elem_id="prompt-row"):
         prompt = gr.Textbox(
             label="Prompt", show_label=False, placeholder="What shall be drawn?", elem_id="prompt", scale=8, lines=1,
-            max_lines=1, autofocus=True, max_length=20_000,
+            max_lines=1, autofocus=True, max_length=MAX_PROMPT,
         )  # fmt: skip
         generate = gr.Button("Generate", variant="primary", elem_id="generate", scale=1, min_width=120)
         stop = gr.Button("Stop", elem_id="stop", scale=1, min_width=90, interactive=False)
@@ -103,7 +107,7 @@ def build(pipe) -> None:
     with gr.Accordion("Advanced", open=False, elem_id="advanced"):
         negative = gr.Textbox(
             label="Negative prompt", value="", info="What guidance leads away from; needs a guidance scale above 1.",
-            elem_id="negative", max_lines=1, max_length=20_000,
+            elem_id="negative", max_lines=1, max_length=MAX_PROMPT,
         )  # fmt: skip
         with gr.Row():
             temperature = gr.Slider(0, 2, defaults["temperature"], step=0.05, label="Temperature", info="0 is greedy")
@@ -136,17 +140,20 @@ def build(pipe) -> None:
                 download = gr.DownloadButton("Download PNG", variant="primary", elem_id="download")
                 download_all = gr.DownloadButton("Download all", elem_id="download-all")
 
-    inputs = [prompt, negative, candidates, seed, keep_seed, temperature, top_k, top_p, guidance, every, order]
-    outputs = [gallery, kept, seed, progress, notice, empty, detail, chosen, table, download, download_all, stop]
+    inputs = [prompt, negative, candidates, seed, keep_seed, temperature, top_k, top_p, guidance, every, order, drawn]
+    outputs = [gallery, kept, seed, progress, notice, empty, detail, chosen, table, download, download_all, stop, drawn]
 
-    def draw(prompt, negative, candidates, seed, keep_seed, temperature, top_k, top_p, guidance, every, order):
+    def draw(prompt, negative, candidates, seed, keep_seed, temperature, top_k, top_p, guidance, every, order, drawn):
         """Streams the grid of one prompt. Outputs: gallery, seed, status and details of the best candidate."""
         started = shown_at = time.monotonic()
+        # Checked here too: the boxes' own limit holds in the browser only.
+        prompt, negative = ((text or "").strip()[:MAX_PROMPT] for text in (prompt, negative))
         try:
-            seed = parse_seed(seed, keep_seed)
+            asked = parse_seed(seed, keep_seed, drawn)
+            seed = secrets.randbelow(2**32) if asked is None else asked
             used, dropped = pipe.fit_prompt(prompt)
             steps = pipe.stream(
-                prompt, negative_prompt=negative or "", num_candidates=int(candidates), seed=seed, temperature=temperature,
+                prompt, negative_prompt=negative, num_candidates=int(candidates), seed=seed, temperature=temperature,
                 top_k=int(top_k), top_p=top_p, guidance_scale=guidance, preview_every=int(every),
             )  # fmt: skip
         except (InputError, ModelError) as error:
@@ -158,13 +165,15 @@ def build(pipe) -> None:
             """The values of `outputs`: what is named changes, the rest stays."""
             changes.update(values)
             names = ("gallery", "kept", "seed", "progress", "notice", "empty", "detail", "chosen", "table", "download",
-                     "download_all", "stop")  # fmt: skip
+                     "download_all", "stop", "drawn")  # fmt: skip
             row = [changes.get(name, gr.skip()) for name in names]
             changes.clear()
             return row
 
         said = cut_notice(used, dropped)
-        yield update(seed=str(seed), notice=said, progress=STARTING, stop=gr.update(interactive=True))
+        if asked is None:
+            changes["drawn"] = str(seed)
+        yield update(seed=str(seed), notice=said, progress=STARTING)
         try:
             for step in steps:
                 if step.generation is not None:
@@ -185,7 +194,7 @@ def build(pipe) -> None:
         except OSError as error:
             log.exception("drawing failed")
             raise gr.Error(f"The pictures could not be saved: {error.strerror or error}.", print_exception=False) from None
-        except RuntimeError:
+        except Exception:  # whatever it is: a sentence for the person, the traceback for the log
             log.exception("drawing failed")
             raise gr.Error("Drawing failed. The server's log says why; try again.", print_exception=False) from None
         finally:
@@ -220,6 +229,12 @@ def build(pipe) -> None:
     drawing = dict(
         fn=draw, inputs=inputs, outputs=outputs, show_progress="minimal", show_progress_on=progress,
         concurrency_id="sampling", concurrency_limit=1, trigger_mode="once",
+    )  # fmt: skip
+    # At once, not with the first token: a run that waits in the queue can be stopped too. Before `draw`: a
+    # trigger's events start one after the other.
+    gr.on(
+        [generate.click, prompt.submit, examples.click], None, None, stop, api_visibility="private",
+        js="() => ({ __type__: 'update', interactive: true })",
     )  # fmt: skip
     clicked = gr.on([generate.click, prompt.submit], api_name="generate", **drawing)
     filled = examples.click(lambda sample: sample[0], examples, prompt, api_visibility="private", queue=False)

@@ -36,7 +36,8 @@ def recipe(generation, candidate, model: str) -> dict:
 
 def file_name(prompt: str, seed: int, index: int) -> str:
     """"a red fox", 7, 3 -> "a-red-fox_seed7_3.png"; other characters than letters and digits become dashes."""
-    words = re.sub(r"[^\w]+", "-", prompt.lower()).strip("-_")[:60].strip("-") or "picture"
+    words = re.sub(r"[^\w]+", "-", prompt.lower()).strip("-_")[:60]
+    words = words.encode()[:180].decode(errors="ignore").strip("-") or "picture"  # file systems allow 255 bytes
     return f"{words}_seed{seed}_{index}.png"
 
 

@@ -36,6 +36,7 @@ def test_enlarging_is_exact_in_size_and_true_in_colour():
 def test_file_names(prompt, name):
     assert pictures.file_name(prompt, 7, 3) == name
     assert len(pictures.file_name("word " * 1000, 7, 3)) < 90
+    assert len(pictures.file_name("𝕒" * 1000, 2**63 - 1, 63).encode()) < 255  # what file systems allow
 
 
 def test_saved_pictures_carry_their_recipe(tiny_pipeline, tmp_path):
@@ -55,8 +56,9 @@ def test_time_left_and_notices():
     assert "&lt;script&gt;" in create.cut_notice("<script>", "<b>rest</b>") and "<b>" not in create.cut_notice("a", "<b>")
     with pytest.raises(InputError, match="'x' is not a whole number"):
         create.parse_seed("x", keep=True)
-    assert create.parse_seed("12", keep=True) == 12
-    assert create.parse_seed("12", keep=False) != 12 or create.parse_seed("12", keep=False) != 12
+    assert create.parse_seed("12", keep=True, drawn="12") == 12
+    assert create.parse_seed("12", keep=False, drawn="7") == 12  # typed: it is meant
+    assert create.parse_seed("12", keep=False, drawn="12") is None and create.parse_seed(" ", keep=True) is None
 
 
 @pytest.fixture(scope="module")
@@ -115,3 +117,20 @@ def test_a_million_characters_and_other_scripts(client):
     assert "It stops at" in str(ask(client, prompt="a fox and a banana " * 50_000, candidates=1))
     for prompt in ("🦊 a fox", "a fox ثعلب", "a\x00fox"):
         assert len(ask(client, prompt=prompt, candidates=1)[0]["value"]) == 1
+
+
+def test_a_long_prompt_does_not_fill_every_picture(client):
+    picture = ask(client, prompt="a fox and a banana " * 50_000, candidates=1)[0]["value"][0]["image"]
+    assert len(json.loads(Image.open(picture).text["dalle"])["prompt"]) <= create.MAX_PROMPT
+
+
+def test_what_nobody_expected_gets_a_sentence_and_the_log_the_traceback(client, tiny_pipeline, monkeypatch, caplog):
+    def broken(*args, **kwargs):
+        yield from ()
+        raise TypeError("a secret of the server")
+
+    with monkeypatch.context() as patch, pytest.raises(AppError, match="Drawing failed") as error:
+        patch.setattr(tiny_pipeline, "stream", broken)
+        ask(client)
+    assert "secret" not in str(error.value) and "a secret of the server" in caplog.text
+    assert len(ask(client, candidates=1)[0]["value"]) == 1

@@ -219,6 +219,41 @@ def test_a_kept_seed_draws_the_same_again(page, gate):
     expect(page.get_by_text("'seven' is not a whole number")).to_be_visible()
 
 
+def test_a_pasted_seed_is_used_and_one_drawn_at_random_is_not_used_again(page, gate):
+    seed = page.get_by_label("Seed", exact=True)
+    generate(page, gate)
+    first = seed.input_value()
+    generate(page, gate)
+    assert seed.input_value() != first
+    seed.fill("7")
+    generate(page, gate)
+    assert seed.input_value() == "7" and not page.get_by_label("Keep it").is_checked()
+
+
+def test_the_place_in_the_queue_is_seen_and_can_be_given_up(page, gate, served):
+    gate.open.clear()
+    prompt(page).fill("a red fox")
+    prompt(page).press("Enter")
+    expect(thumbnails(page)).to_have_count(4, timeout=30_000)
+    second = page.context.new_page()
+    second.goto(served[0])
+    prompt(second).fill("two apples")
+    prompt(second).press("Enter")
+    place = second.locator("#status .progress-text")
+    expect(place).to_contain_text("queue: 1/1", timeout=10_000)
+    clipped = "e => { for (let p = e; p = p.parentElement;) if (getComputedStyle(p).overflowY !== 'visible' && " \
+        "p.getBoundingClientRect().bottom < e.getBoundingClientRect().bottom) return p.className; }"
+    assert place.evaluate(clipped) is None
+    second.keyboard.press("Escape")
+    expect(place).to_have_count(0)
+    expect(second.get_by_role("button", name="Stop")).to_be_disabled()
+    gate.open.set()
+    expect(page.locator("#status")).to_contain_text("ranked by CLIP", timeout=30_000)
+    second.wait_for_timeout(1000)  # long enough for its four tiny pictures, had it kept its place
+    assert thumbnails(second).count() == 0
+    generate(second, gate)
+
+
 def test_a_prompt_that_is_too_long_says_where_it_stops(page, gate):
     generate(page, gate, "a fox and a banana on a purple background")
     expect(page.locator("#notice")).to_contain_text("It stops at")
