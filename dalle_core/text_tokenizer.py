@@ -40,8 +40,10 @@ def train_text_tokenizer(captions: list[str], vocab_size: int) -> PreTrainedToke
 
 def encode_prompts(tokenizer: PreTrainedTokenizerFast, prompts: list[str], length: int) -> torch.Tensor:
     """Prompts -> ids [B, length], padded; a prompt that is too long is cut, its end mark stays."""
-    encoded = tokenizer(prompts, padding="max_length", truncation=True, max_length=length, return_tensors="pt")
-    return encoded["input_ids"]
+    # Cut and padded here: a fast tokenizer keeps those settings in itself, and threads share it.
+    rows = tokenizer(prompts)["input_ids"]
+    rows = [ids if len(ids) <= length else ids[: length - 1] + ids[-1:] for ids in rows]
+    return torch.tensor([ids + [tokenizer.pad_token_id] * (length - len(ids)) for ids in rows])
 
 
 def fit_prompt(tokenizer: PreTrainedTokenizerFast, prompt: str, length: int) -> tuple[str, str]:

@@ -9,6 +9,7 @@ import torch
 
 import dalle_core
 from dalle_core import InputError
+from dalle_core.text_tokenizer import encode_prompts, fit_prompt, train_text_tokenizer
 
 
 def by_index(generation):
@@ -137,6 +138,33 @@ def test_two_threads_draw_what_one_draws(tiny_pipeline):
     for thread in threads:
         thread.join()
     assert all(same(alone[seed][i], together[seed][i]) for seed in range(3) for i in range(4))
+
+
+def test_threads_share_the_text_tokenizer():
+    tokenizer = train_text_tokenizer(["a red fox", "a fox and a banana on a purple background"] * 5, 120)
+    prompts = ["a fox", "a fox and a banana on a purple background " * 3]
+    expected = [(encode_prompts(tokenizer, [p], 8).tolist(), fit_prompt(tokenizer, p, 8)) for p in prompts]
+    assert [len(row) for ids, _ in expected for row in ids] == [8, 8] and expected[1][0][0][-1] == tokenizer.eos_token_id
+    failures = []
+
+    def work():
+        for _ in range(100):
+            got = [(encode_prompts(tokenizer, [p], 8).tolist(), fit_prompt(tokenizer, p, 8)) for p in prompts]
+            if got != expected:
+                failures.append(got)
+
+    def guarded():
+        try:
+            work()
+        except Exception as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=guarded) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failures == []
 
 
 def test_save_and_load_is_exact(tiny_pipeline, saved):

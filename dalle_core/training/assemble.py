@@ -36,9 +36,9 @@ def main() -> None:
     parser.add_argument("--name", default="emoji")
     parser.add_argument("--example", action="append", help="a prompt to show on the page; may be repeated")
     parser.add_argument("--temperature", type=float, default=1.0)
-    parser.add_argument("--top-k", type=int, default=0)
+    parser.add_argument("--top-k", type=int, default=100)
     parser.add_argument("--top-p", type=float, default=1.0)
-    parser.add_argument("--guidance-scale", type=float, default=3.0)
+    parser.add_argument("--guidance-scale", type=float, default=2.0)
     args = parser.parse_args()
     pipe = DallePipeline(
         image_tokenizer=VQModel.from_pretrained(args.runs / "image_tokenizer" / "image_tokenizer"),
