@@ -5,7 +5,6 @@ from dataclasses import dataclass
 
 import torch
 
-from dalle_core.gpt_prior import GPTPrior, KVCache
 from dalle_core.sampling import guide, sample
 
 
@@ -25,7 +24,7 @@ ROW_MULTIPLE = 16
 
 
 def generate(
-    prior: GPTPrior,
+    prior,
     text_ids: torch.Tensor,
     null_ids: torch.Tensor,
     uniforms: torch.Tensor,
@@ -35,15 +34,15 @@ def generate(
 ) -> Iterator[torch.Tensor]:
     """Yields tokens [B, N] after each position; those not yet drawn are -1. Closing it stops the work.
 
-    text_ids, null_ids [1, text_length]: the prompt, and what guidance leads away from (the null or negative prompt).
-    uniforms [B, N]: one random number a token. forced, keep [N]: where keep is true, forced is the token.
+    prior: a GPTPrior or BartPrior. text_ids, null_ids [1, text_length]: the prompt, and what guidance leads away from
+    (the null or negative prompt). uniforms [B, N]: one random number a token. forced, keep [N]: where keep is true,
+    forced is the token.
     """
     rows, length = uniforms.shape
     device = text_ids.device
     uniforms = uniforms.to(device)
     guided = settings.guidance_scale != 1
     padded = -(-rows // ROW_MULTIPLE) * ROW_MULTIPLE
-    prompts = [text_ids, null_ids] if guided else [text_ids]
     kept = [False] * length if keep is None else keep.tolist()
     forced = None if forced is None else forced.to(device)
     tokens = torch.full((rows, length), -1, device=device)
@@ -52,22 +51,20 @@ def generate(
 
     # Not across a yield: the mode is the thread's, and whoever consumes this would be left in it.
     with torch.inference_mode():
-        caches, logits = [], []
-        for prompt in prompts:  # each prompt once, shared by all candidates
-            cache = KVCache(prior, 1)
-            logits.append(prior(prompt, cache=cache)[:, 0].expand(padded, -1))
-            caches.append(cache.expand(padded))
-            del cache
+        prompts = torch.cat([text_ids, null_ids]) if guided else text_ids
+        cache, logits = prior.prefill(prompts, padded)
 
     for position in range(length):
         with torch.inference_mode():
             if position > 0:
-                column = torch.zeros(padded, 1, dtype=torch.long, device=device)
-                column[:rows, 0] = tokens[:, position - 1]
-                logits = [prior(image_ids=column, cache=cache, position=position - 1)[:, 0] for cache in caches]
+                column = torch.zeros(padded, dtype=torch.long, device=device)
+                column[:rows] = tokens[:, position - 1]
+                logits = prior.decode(column.repeat(len(prompts)), cache, position - 1)
             if not kept[position]:
-                chosen = guide(logits[0], logits[1], settings.guidance_scale) if guided else logits[0]
+                chosen = logits[:rows]
+                if guided:
+                    chosen = guide(chosen, logits[padded : padded + rows], settings.guidance_scale)
                 tokens[:, position] = sample(
-                    chosen[:rows], uniforms[:, position], settings.temperature, settings.top_k, settings.top_p
+                    chosen, uniforms[:, position], settings.temperature, settings.top_k, settings.top_p
                 )
         yield tokens

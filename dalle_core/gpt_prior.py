@@ -22,11 +22,11 @@ class KVCache:
         self.k = torch.empty(shape, device=weight.device, dtype=weight.dtype)  # [L, B, H, T, D]
         self.v = torch.empty_like(self.k)
 
-    def expand(self, rows: int) -> "KVCache":
-        """A cache of `rows` sequences that all begin like this one's single sequence."""
+    def repeat(self, copies: int) -> "KVCache":
+        """A cache in which each sequence stands `copies` times, one after the other."""
         other = KVCache.__new__(KVCache)
-        other.k = self.k.expand(-1, rows, -1, -1, -1).contiguous()
-        other.v = self.v.expand(-1, rows, -1, -1, -1).contiguous()
+        other.k = self.k.repeat_interleave(copies, dim=1)
+        other.v = self.v.repeat_interleave(copies, dim=1)
         return other
 
 
@@ -95,24 +95,34 @@ class GPTPrior(ModelMixin, ConfigMixin):
             for projection in (block.attn.proj, block.mlp[2]):
                 nn.init.normal_(projection.weight, std=0.02 / (2 * num_layers) ** 0.5)
 
-    def forward(self, text_ids=None, image_ids=None, cache: KVCache | None = None, position: int = 0) -> torch.Tensor:
-        """Logits of the next image token at each position that has one.
+    def forward(self, text_ids: torch.Tensor, image_ids: torch.Tensor) -> torch.Tensor:
+        """text_ids [B, text_length], image_ids [B, n] -> logits [B, n + 1, V] of the image tokens 0 ... n."""
+        image = self.image_embedding(image_ids) + self.image_position.weight[: image_ids.shape[1]]
+        x = torch.cat([self._embed_text(text_ids), image], dim=1)
+        return self._logits(self._blocks(x)[:, self.config.text_length - 1 :])
 
-        - training: text_ids [B, text_length], image_ids [B, n] -> [B, n + 1, V], for image tokens 0 ... n
-        - prefill:  text_ids [B, text_length], cache            -> [B, 1, V], for image token 0
-        - decode:   image_ids [B, 1] at image position `position`, cache -> [B, 1, V], for image token `position` + 1
+    def prefill(self, text_ids: torch.Tensor, copies: int = 1) -> tuple[KVCache, torch.Tensor]:
+        """Reads P prompts [P, text_length], each once, for `copies` candidates each.
+
+        Returns the cache for P * copies rows, the copies of a prompt side by side, and each row's logits
+        [P * copies, V] of image token 0.
         """
-        parts, start = [], 0
-        if text_ids is not None:
-            parts.append(self.text_embedding(text_ids) + self.text_position.weight)
-        else:
-            start = self.config.text_length + position
-        if image_ids is not None:
-            positions = self.image_position.weight[position : position + image_ids.shape[1]]
-            parts.append(self.image_embedding(image_ids) + positions)
-        x = torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]  # [B, T, hidden]
+        cache = KVCache(self, len(text_ids))
+        x = self._blocks(self._embed_text(text_ids), cache)
+        return cache.repeat(copies), self._logits(x[:, -1]).repeat_interleave(copies, dim=0)
+
+    def decode(self, image_ids: torch.Tensor, cache: KVCache, position: int) -> torch.Tensor:
+        """Each row's image token `position` [B] -> logits [B, V] of image token `position` + 1."""
+        x = self.image_embedding(image_ids[:, None]) + self.image_position.weight[position]
+        return self._logits(self._blocks(x, cache, self.config.text_length + position)[:, 0])
+
+    def _embed_text(self, text_ids):
+        return self.text_embedding(text_ids) + self.text_position.weight
+
+    def _blocks(self, x, cache=None, start: int = 0):
         for layer, block in enumerate(self.blocks):
             x = block(x, cache, layer, start)
-        if text_ids is not None:
-            x = x[:, self.config.text_length - 1 :]
+        return x
+
+    def _logits(self, x):
         return self.head(self.ln_f(x))

@@ -17,18 +17,18 @@ CAPTIONS = ["a red fox", "a fox and a banana on a purple background in noto styl
 
 
 def make_pipeline() -> DallePipeline:
-    """4 x 4 tokens of 64 codes, 48 x 48 pixels, 8 text positions."""
+    """4 x 4 tokens of 64 codes, 64 x 64 pixels, 8 text positions."""
     torch.manual_seed(0)
     tokenizer = train_text_tokenizer(CAPTIONS, 120)
     vq = new_image_tokenizer(codebook_size=64, channels=(16, 16, 16))
     vq.quantize.embedding.weight.data.normal_()  # codes that look different
     prior = GPTPrior(len(tokenizer), 8, 64, 16, num_layers=2, num_heads=2, hidden_size=32)
     prior.head.weight.data.mul_(40)  # far from uniform, so that temperature, top-k and guidance matter
-    clip = new_clip(tokenizer, 48, 8, width=32)
+    clip = new_clip(tokenizer, 64, 8, width=32)
     for part in (vq, prior, clip):
         part.eval()
     return DallePipeline(
-        vq, tokenizer, prior, clip, new_image_processor(48), name="tiny", defaults={"num_candidates": 4},
+        vq, tokenizer, prior, clip, new_image_processor(64), name="tiny", defaults={"num_candidates": 4},
         examples=["a red fox", "two apples"],
     )  # fmt: skip
 

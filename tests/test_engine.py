@@ -1,11 +1,13 @@
 """The engine equals a slow and obvious sampler; it stops when it is closed."""
 
+from contextlib import contextmanager
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dalle_core.engine import SamplingSettings, generate
+from dalle_core.engine import ROW_MULTIPLE, SamplingSettings, generate
 from dalle_core.gpt_prior import GPTPrior
 from dalle_core.sampling import candidate_uniforms, guide, sample
 
@@ -68,22 +70,27 @@ def test_tokens_appear_one_position_at_a_time(prior):
 
 
 def test_closing_stops_the_work_and_leaves_the_mode_alone(prior):
-    calls = []
-    handle = prior.register_forward_hook(lambda *_: calls.append(1))
-    try:
+    with counted_rows(prior) as rows:
         steps = generate(prior, TEXT, NULL, torch.rand(2, 9), SamplingSettings(guidance_scale=2.0))
         next(steps), next(steps), next(steps)
         assert not torch.is_inference_mode_enabled() and torch.is_grad_enabled()
         steps.close()
-        assert len(calls) == 2 * 3  # prefill and two tokens, for the prompt and the null prompt
+        assert rows == [2, 2 * ROW_MULTIPLE, 2 * ROW_MULTIPLE]  # the prompt and the null prompt, and two tokens
         assert list(steps) == []
-    finally:
-        handle.remove()
 
 
 def test_unguided_does_not_run_the_null_prompt(prior):
-    calls = []
-    handle = prior.register_forward_hook(lambda *_: calls.append(1))
-    list(generate(prior, TEXT, NULL, torch.rand(1, 9), SamplingSettings(guidance_scale=1.0)))
-    handle.remove()
-    assert len(calls) == 9
+    with counted_rows(prior) as rows:
+        list(generate(prior, TEXT, NULL, torch.rand(1, 9), SamplingSettings(guidance_scale=1.0)))
+    assert rows == [1] + 8 * [ROW_MULTIPLE]
+
+
+@contextmanager
+def counted_rows(prior):
+    """The rows of every pass through the prior."""
+    rows = []
+    handle = prior.head.register_forward_hook(lambda module, inputs, output: rows.append(len(output)))
+    try:
+        yield rows
+    finally:
+        handle.remove()

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from dalle_core.engine import ROW_MULTIPLE
-from dalle_core.gpt_prior import GPTPrior, KVCache
+from dalle_core.gpt_prior import GPTPrior
 
 
 @pytest.fixture(scope="module")
@@ -17,22 +17,20 @@ def prior():
 def test_cached_logits_equal_the_full_forward_at_every_position(prior):
     text, image = torch.randint(20, (3, 5)), torch.randint(30, (3, 9))
     full = prior(text, image[:, :-1])
-    cache = KVCache(prior, 3)
-    cached = [prior(text, cache=cache)]
-    cached += [prior(image_ids=image[:, i : i + 1], cache=cache, position=i) for i in range(8)]
+    cache, logits = prior.prefill(text)
+    cached = [logits] + [prior.decode(image[:, i], cache, i) for i in range(8)]
     assert full.shape == (3, 9, 30)
     for position in range(9):
-        torch.testing.assert_close(cached[position][:, 0], full[:, position], atol=1e-6, rtol=1e-5)
+        torch.testing.assert_close(cached[position], full[:, position], atol=1e-6, rtol=1e-5)
 
 
 @torch.no_grad()
-def test_expanded_cache_equals_one_prefill_a_row(prior):
-    text, image = torch.randint(20, (1, 5)), torch.randint(30, (4, 1))
-    one, many = KVCache(prior, 1), KVCache(prior, 4)
-    prior(text, cache=one)
-    prior(text.expand(4, -1), cache=many)
-    expanded = prior(image_ids=image, cache=one.expand(4), position=0)
-    torch.testing.assert_close(expanded, prior(image_ids=image, cache=many, position=0), atol=1e-6, rtol=1e-5)
+def test_copies_of_a_prompt_equal_one_prefill_a_row(prior):
+    text, image = torch.randint(20, (2, 5)), torch.randint(30, (6,))
+    shared, logits = prior.prefill(text, copies=3)
+    single, each = prior.prefill(text.repeat_interleave(3, dim=0))
+    torch.testing.assert_close(logits, each, atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(prior.decode(image, shared, 0), prior.decode(image, single, 0), atol=1e-6, rtol=1e-5)
 
 
 @torch.no_grad()
@@ -49,10 +47,8 @@ def test_a_row_does_not_depend_on_the_number_of_rows():
     """The promise behind per-candidate seeds, at the embedded model's width: bit for bit."""
     torch.manual_seed(0)
     prior = GPTPrior(100, 16, 2048, 64, num_layers=2, num_heads=5, hidden_size=320).eval()
-    one = KVCache(prior, 1)
-    prior(torch.randint(100, (1, 16)), cache=one)
-    image = torch.randint(2048, (4 * ROW_MULTIPLE, 1))
-    alone = prior(image_ids=image[:ROW_MULTIPLE], cache=one.expand(ROW_MULTIPLE), position=0)
-    for rows in (2 * ROW_MULTIPLE, 3 * ROW_MULTIPLE, 4 * ROW_MULTIPLE):
-        many = prior(image_ids=image[:rows], cache=one.expand(rows), position=0)
+    text, image = torch.randint(100, (1, 16)), torch.randint(2048, (8 * ROW_MULTIPLE,))
+    alone = prior.decode(image[:ROW_MULTIPLE], prior.prefill(text, ROW_MULTIPLE)[0], 0)
+    for rows in range(2 * ROW_MULTIPLE, 9 * ROW_MULTIPLE, ROW_MULTIPLE):
+        many = prior.decode(image[:rows], prior.prefill(text, rows)[0], 0)
         assert torch.equal(many[:ROW_MULTIPLE], alone)

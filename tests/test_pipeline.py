@@ -56,7 +56,7 @@ def test_best_come_first_with_their_scores(tiny_pipeline):
 def test_defaults_fill_what_is_left_out(tiny_pipeline):
     generation = tiny_pipeline("a fox", seed=1)
     assert len(generation.candidates) == 4 and generation.settings == tiny_pipeline.defaults
-    assert generation.candidates[0].image.size == (48, 48) == (tiny_pipeline.image_size,) * 2
+    assert generation.candidates[0].image.size == (64, 64) == (tiny_pipeline.image_size,) * 2
 
 
 def test_forced_tokens_come_back_untouched(tiny_pipeline):

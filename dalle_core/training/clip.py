@@ -5,7 +5,8 @@ et al. 2021, arXiv 2103.00020), each picture has to find its caption among the N
 
     L = - 1/2N sum_i [ log softmax_j(v_i.u_j / tau)_i + log softmax_j(v_j.u_i / tau)_i ]
 
-`python -m dalle_core.training.clip --help` trains one; started again with the same `--out`, it goes on. Two are
+A batch is easy when colours tell its pictures apart; so the emoji corpus gives batches that share kind, style or
+background (`contrast`). `python -m dalle_core.training.clip --help` trains one; started again with the same `--out`, it goes on. Two are
 wanted: one that reranks, and one from another `--seed` that judges and never reranks.
 """
 
@@ -53,18 +54,31 @@ def new_image_processor(image_size: int) -> CLIPImageProcessorPil:
     return CLIPImageProcessorPil(size=size, do_center_crop=False, image_mean=[0.5] * 3, image_std=[0.5] * 3)
 
 
-def degrade(pixels: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Blurs by going through a smaller size: pictures that a model draws are softer than drawn ones. [B, 3, H, W]."""
-    side = pixels.shape[-1]
-    small = side // (1 + torch.randint(4, (), generator=generator).item())
-    return F.interpolate(F.interpolate(pixels, size=small, mode="area"), size=side, mode="bilinear")
+def augment(pixels: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Moves and scales each picture a little, changes its colours, and blurs the batch. pixels [B, 3, H, W].
+
+    So that CLIP learns a thing by its shape, not by heart; and pictures that a model draws are softer than drawn ones.
+    """
+    count, _, _, side = pixels.shape
+
+    def uniform(low, high, *shape):
+        return low + (high - low) * torch.rand(*shape, generator=generator).to(pixels.device)
+
+    affine = torch.zeros(count, 2, 3, device=pixels.device)
+    affine[:, 0, 0] = affine[:, 1, 1] = uniform(0.85, 1.15, count)
+    affine[:, :, 2] = uniform(-0.1, 0.1, count, 2)
+    grid = F.affine_grid(affine, list(pixels.shape), align_corners=False)
+    pixels = F.grid_sample(pixels, grid, padding_mode="border", align_corners=False)
+    pixels = pixels * uniform(0.8, 1.0, count, 3, 1, 1) + uniform(-0.1, 0.1, count, 3, 1, 1)
+    small = side // torch.randint(1, 5, (), generator=generator).item()
+    return F.interpolate(F.interpolate(pixels, size=small, mode="area"), size=side, mode="bilinear").clamp(-1, 1)
 
 
 def train(args: argparse.Namespace) -> None:
     torch.manual_seed(args.seed)
     args.out.mkdir(parents=True, exist_ok=True)
     tokenizer = PreTrainedTokenizerFast.from_pretrained(args.text_tokenizer)
-    dataset = open_dataset(args.data, args.image_size, seed=args.seed)
+    dataset = open_dataset(args.data, args.image_size, seed=args.seed).contrast(args.batch_size)
     clip = new_clip(tokenizer, args.image_size, args.text_length).to(args.device)
     print(f"{sum(p.numel() for p in clip.parameters()):,} parameters")
     optimizer = torch.optim.AdamW(clip.parameters(), lr=args.learning_rate, betas=(0.9, 0.98), weight_decay=0.05)
@@ -77,7 +91,7 @@ def train(args: argparse.Namespace) -> None:
         for step, (bytes_, texts) in enumerate(batches(dataset, args.batch_size, first, steps, args.seed), first):
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(step, steps, args.learning_rate, warmup=50)
-            pixels = degrade(as_pixels(bytes_.to(args.device)), torch.Generator().manual_seed(step))
+            pixels = augment(as_pixels(bytes_.to(args.device)), torch.Generator().manual_seed(step))
             text_ids = encode_prompts(tokenizer, texts, args.text_length).to(args.device)
             with torch.autocast(args.device.split(":")[0], dtype, enabled=dtype != torch.float32):
                 out = clip(input_ids=text_ids, pixel_values=pixels, return_loss=True)

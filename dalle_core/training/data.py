@@ -1,7 +1,7 @@
 """Captioned pictures for training: the drawn emoji corpus, or any folder of pictures with a `metadata.jsonl`.
 
 A data set is anything with `len`, `image_size`, `picture(i)` (a PIL image), `caption(i, variant)`,
-`dataset[i]` (the two together) and `held_out(kind, count)`. The order in which pictures
+`dataset[i]` (the two together), `held_out(kind, count)`, and `contrast(block)` with `block` for CLIP. The order in which pictures
 come depends on (seed, step) alone, so that a run that was killed goes on with exactly the batch it would have had.
 """
 
@@ -26,6 +26,11 @@ class ImageFolder:
     """
 
     held_out_kinds = ("folder",)
+    block = 1
+
+    def contrast(self, block: int) -> "ImageFolder":
+        """Nothing is known of its pictures that could be put side by side."""
+        return self
 
     def __init__(self, folder: str | Path, image_size: int, seed: int = 0):
         self.folder, self.image_size, self.seed = Path(folder), image_size, seed
@@ -88,24 +93,29 @@ def open_dataset(source: str, image_size: int, seed: int = 0):
 
 
 class _Batches:
-    """Index batches from `step` to `steps`, without end-of-epoch remainders: epoch e is a permutation seeded by e."""
+    """Index batches from `step` to `steps`, without end-of-epoch remainders: epoch e is a permutation seeded by e.
 
-    def __init__(self, length: int, batch_size: int, seed: int, step: int, steps: int):
+    Blocks of a data set that has them are permuted as they are.
+    """
+
+    def __init__(self, length: int, batch_size: int, seed: int, step: int, steps: int, block: int = 1):
         self.length, self.batch_size, self.seed, self.step, self.steps = length, batch_size, seed, step, steps
+        self.block = block
 
     def __len__(self) -> int:
         return self.steps - self.step
 
     def __iter__(self):
-        epoch, order = -1, None
+        epoch, order, blocks = -1, None, self.length // self.block
         for step in range(self.step, self.steps):
             batch = []
             for position in range(step * self.batch_size, (step + 1) * self.batch_size):
-                if position // self.length != epoch:
-                    epoch = position // self.length
+                number, offset = divmod(position, self.block)
+                if number // blocks != epoch:
+                    epoch = number // blocks
                     generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
-                    order = torch.randperm(self.length, generator=generator)
-                batch.append(order[position % self.length].item())
+                    order = torch.randperm(blocks, generator=generator)
+                batch.append(order[number % blocks].item() * self.block + offset)
             yield batch
 
 
@@ -125,7 +135,7 @@ class _Pictures(torch.utils.data.Dataset):
 
 def batches(dataset, batch_size: int, step: int, steps: int, seed: int = 0, workers: int = 1) -> DataLoader:
     """Yields (pixels [B, 3, H, W] uint8, captions) for the steps from `step` to `steps`; see `as_pixels`."""
-    return _loader(dataset, workers, batch_sampler=_Batches(len(dataset), batch_size, seed, step, steps))
+    return _loader(dataset, workers, batch_sampler=_Batches(len(dataset), batch_size, seed, step, steps, dataset.block))
 
 
 def in_order(dataset, batch_size: int, first: int, count: int, workers: int = 1) -> DataLoader:

@@ -14,6 +14,7 @@ EmojiOne 2 (CC-BY-4.0), FxEmojis (Mozilla, Apache-2.0), packaged by Iconify; nam
 """
 
 import argparse
+import copy
 import hashlib
 import io
 import json
@@ -109,6 +110,30 @@ def fetch(folder: Path) -> None:
         archive.unlink()
 
 
+# What is drawn, as emojibase's subgroups: what people ask pictures of. Flags, gendered variants of people at work and the
+# signs of machines and toilets are left out: they are half of all emoji, and a small model's compute is better spent.
+SUBGROUPS = {
+    *range(0, 16),  # faces, hearts
+    *(19, 22, 23, 26),  # fists and thumbs, parts of the body, people, fantasy
+    *range(34, 42),  # animals and plants
+    *range(42, 49),  # food and drink
+    *range(49, 58), 59,  # places, buildings, vehicles, sky and weather
+    *(60, 61, 62, 64),  # events, medals, sport, arts
+    *(65, 68, 70, 71, 75, 77, 78, 81),  # clothes, instruments, computers, light, writing, locks, tools, household
+    *(94, 96),  # digits, shapes
+}  # fmt: skip
+LEFT_OUT = re.compile(r"^((wo)?m[ae]n|person|people)\b.+|:|medium|small|globe showing")
+MIN_STYLES = 4  # an icon that few sets have teaches a style more than a thing
+
+
+def _english(entry: dict) -> str | None:
+    """The English name of an emojibase entry, or None when it is left out."""
+    name = re.sub("^regional indicator ", "letter ", entry["label"])
+    name = re.sub("^keycap: ", "digit ", name)
+    known = entry.get("subgroup") in SUBGROUPS or name.startswith("letter ")
+    return None if not known or LEFT_OUT.search(name) else name.lower()
+
+
 def _base(hexcode: str) -> str:
     """A code point sequence without variation selectors, upper case."""
     return "-".join(part for part in hexcode.upper().split("-") if part != "FE0F")
@@ -121,8 +146,8 @@ def _squash(name: str) -> str:
 def prepare(folder: Path) -> None:
     """Renders the icons of `folder/packages` into `folder/sprites.npy` and `folder/icons.json`.
 
-    An icon is kept when its name leads to a Unicode code point. The five skin tones are left out: they are thousands
-    of near-copies, and the compute of a small model is better spent elsewhere.
+    An icon is kept when its name leads to a Unicode code point of SUBGROUPS and at least MIN_STYLES sets have it. The
+    five skin tones are left out: thousands of near-copies.
     """
     import resvg_py  # only needed here, and only once
 
@@ -134,6 +159,8 @@ def prepare(folder: Path) -> None:
     for lang in label:
         for entry in json.loads((path["emojibase-data"] / lang / "data.json").read_text()):
             label[lang][_base(entry["hexcode"])] = entry["label"]
+    entries = json.loads((path["emojibase-data"] / "en" / "data.json").read_text())
+    english = {_base(entry["hexcode"]): name for entry in entries if (name := _english(entry))}
 
     # Three sets say which code point a name stands for; the others share most of these names.
     code_of = {_squash(text): code for code, text in label["en"].items()}
@@ -148,7 +175,7 @@ def prepare(folder: Path) -> None:
             code = code_of.get(_squash(name))
             # Fitzpatrick modifiers, and Fluent's short form of them ("judge-medium-dark")
             toned = re.search(r"skin-tone|-(light|medium|dark)$", name)
-            if code is None or toned or re.search("1F3F[B-F]", code) or code not in label["en"] or (code, style) in seen:
+            if code is None or toned or re.search("1F3F[B-F]", code) or code not in english or (code, style) in seen:
                 continue
             seen.add((code, style))
             width = icon.get("width", data.get("width", 16))
@@ -159,6 +186,8 @@ def prepare(folder: Path) -> None:
                 f'viewBox="{left} {top} {width} {height}">{icon["body"]}</svg>'
             )
             icons.append({"concept": code, "style": style, "name": name.replace("-", " "), "svg": svg})
+    styles = Counter(icon["concept"] for icon in icons)
+    icons = [icon for icon in icons if styles[icon["concept"]] >= MIN_STYLES]
 
     sprites = np.lib.format.open_memmap(
         folder / "sprites.part.npy", "w+", np.uint8, (len(icons), SPRITE_SIZE, SPRITE_SIZE, 4)
@@ -175,11 +204,15 @@ def prepare(folder: Path) -> None:
         called[icon["concept"]][icon["name"]] += 1
     concepts = {}
     for code, names in called.items():
-        english = label["en"][code].lower().replace("flag: ", "flag of ")
-        others = [name for name, count in names.items() if count >= 2 and " " in english and len(name) <= len(english)]
+        others = [
+            name
+            for name, count in names.items()
+            if count >= 2 and " " in english[code] and len(name) <= len(english[code])
+        ]
+        plain = not re.match("letter |digit ", english[code])
         concepts[code] = {
-            "en": list(dict.fromkeys([english] + ([] if english.startswith("flag of") else others))),
-            "zh": [label["zh"][code].replace("旗: ", "旗帜").replace("旗：", "旗帜")] if code in label["zh"] else [],
+            "en": [english[code]] + [name for name in others if plain and name != english[code]],
+            "zh": [label["zh"][code]] if plain and code in label["zh"] else [],
         }
     (folder / "icons.json").write_text(json.dumps({"icons": icons, "concepts": concepts}, ensure_ascii=False))
     (folder / "sprites.part.npy").rename(folder / "sprites.npy")
@@ -249,13 +282,6 @@ def draw(sprites: list[Image.Image], kind: str, background: str) -> Image.Image:
 KINDS = {"single": 0.62, "pair": 0.32, "above": 0.02, "small": 0.02, "two": 0.02}  # share of each in the corpus
 
 
-def _weight(label: str) -> float:
-    """How often an icon is drawn, beside others: hundreds of flags and of people at work would crowd out the rest."""
-    if label.startswith("flag of"):
-        return 0.3
-    return 0.4 if re.match(r"(wo)?(man|men|person|people)\b.* ", label) else 1.0
-
-
 class EmojiCorpus:
     """A million captioned pictures, each drawn when it is asked for: `corpus[i]` is `(PIL RGB image, caption)`.
 
@@ -265,6 +291,7 @@ class EmojiCorpus:
 
     image_size = IMAGE_SIZE
     held_out_kinds = ("style", "pairing")
+    block = 1  # with more, that many pictures in a row may share kind, style and background, see `contrast`
 
     def __init__(self, folder: str | Path = "data/emoji", seed: int = 0, length: int = 1_000_000):
         self.folder, self.seed, self.length = Path(folder), seed, length
@@ -287,8 +314,6 @@ class EmojiCorpus:
         for number in sorted(set(range(len(self.icons))) - set(self.kept_out)):
             self.by_style[self.icons[number]["style"]].append(number)
         self.trained = [number for numbers in self.by_style.values() for number in numbers]
-        weights = [_weight(self.concepts[self.icons[number]["concept"]]["en"][0]) for number in self.trained]
-        self.cumulative = np.cumsum(weights) / np.sum(weights)
 
     def __len__(self) -> int:
         return self.length
@@ -310,14 +335,33 @@ class EmojiCorpus:
         named = background != "white" or rng.random() < 0.1
         return caption(kind, names, chinese, style, background if named else None)
 
+    def contrast(self, block: int) -> "EmojiCorpus":
+        """The same corpus for learning to tell pictures apart: each `block` pictures in a row share their kind, their
+        style and their background, each half of the time. What else differs is what they show."""
+        other = copy.copy(self)
+        other.block = block
+        return other
+
     def _parts(self, i: int) -> tuple[str, list[int], str]:
         """What picture i shows: the kind, the icon numbers, the background."""
         rng = np.random.default_rng((self.seed, i))
-        kind = str(rng.choice(list(KINDS), p=list(KINDS.values())))
-        numbers = [self._icon(rng)]
+        kind, style, background = self._frame(rng)
+        if self.block > 1:
+            block = np.random.default_rng((self.seed, i // self.block, 1))
+            shared = self._frame(block)
+            kind, style, background = (
+                ours if block.random() < 0.5 else theirs for ours, theirs in zip((kind, style, background), shared)
+            )
+        numbers = [int(rng.choice(self.by_style[style]))]
         if kind in ("pair", "above"):
             numbers.append(self._partner(numbers[0], rng))
-        return kind, numbers, str(rng.choice(list(BACKGROUNDS))) if rng.random() < 0.5 else "white"
+        return kind, numbers, background
+
+    def _frame(self, rng) -> tuple[str, str, str]:
+        """Kind, style and background; styles as often as they have icons."""
+        kind = str(rng.choice(list(KINDS), p=list(KINDS.values())))
+        style = self.icons[self._icon(rng)]["style"]
+        return kind, style, str(rng.choice(list(BACKGROUNDS))) if rng.random() < 0.5 else "white"
 
     def held_out(self, kind: str, count: int, seed: int = 1) -> list[tuple[Image.Image, str]]:
         """`count` pictures that training never sees, with their English captions; kind is "style" or "pairing"."""
@@ -341,7 +385,7 @@ class EmojiCorpus:
         return items
 
     def _icon(self, rng) -> int:
-        return self.trained[min(np.searchsorted(self.cumulative, rng.random()), len(self.trained) - 1)]
+        return self.trained[rng.integers(len(self.trained))]
 
     def _partner(self, number: int, rng, held_out: bool = False) -> int:
         concept, style = self.icons[number]["concept"], self.icons[number]["style"]

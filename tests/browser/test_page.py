@@ -237,6 +237,7 @@ def test_the_place_in_the_queue_is_seen_and_can_be_given_up(page, gate, served):
     expect(thumbnails(page)).to_have_count(4, timeout=30_000)
     second = page.context.new_page()
     second.goto(served[0])
+    expect(second.get_by_role("button", name="Generate")).to_be_enabled()
     prompt(second).fill("two apples")
     prompt(second).press("Enter")
     place = second.locator("#status .progress-text")

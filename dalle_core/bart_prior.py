@@ -1,0 +1,196 @@
+"""The prior as encoder and decoder: p(image token i | text, image tokens before i), as in DALL·E mini and mega.
+
+A BART in NormFormer's form: text goes through a bidirectional encoder, image tokens through a causal decoder that looks
+at the encoder's output (cross-attention). Every block normalises its input and its output, the feed-forward part is
+gated (GLU), no linear layer has a bias. The decoder starts from a token of its own, so image token i is predicted at
+decoder position i. Shapes and order: the source of min-dalle and dalle-mini.
+"""
+
+import torch
+import torch.nn.functional as F
+from diffusers import ConfigMixin, ModelMixin
+from diffusers.configuration_utils import register_to_config
+from torch import nn
+
+
+class BartCache:
+    """What decoding reuses: for every prompt the encoder's keys and values, for every row those of its image tokens.
+
+    `copies` rows share a prompt, side by side. All is allocated once; the caller owns it.
+    """
+
+    def __init__(self, prior: "BartPrior", prompts: int, copies: int):
+        config, weight = prior.config, prior.head.weight
+        heads, size = config.num_heads, config.hidden_size // config.num_heads
+
+        def empty(rows, length):
+            shape = (config.decoder_layers, rows, heads, length, size)
+            return torch.empty(shape, device=weight.device, dtype=weight.dtype)  # [L, B, H, T, D]
+
+        self.copies = copies
+        self.k, self.v = empty(prompts * copies, config.image_length), empty(prompts * copies, config.image_length)
+        self.text_k, self.text_v = empty(prompts, config.text_length), empty(prompts, config.text_length)
+        self.mask: torch.Tensor  # [P, 1, 1, text_length], true where there is text
+
+
+def heads_of(x: torch.Tensor, parts: int, num_heads: int) -> torch.Tensor:
+    """[B, T, parts * H * D] -> [parts, B, H, T, D]."""
+    return x.unflatten(-1, (parts, num_heads, -1)).permute(2, 0, 3, 1, 4)
+
+
+class SelfAttention(nn.Module):
+    def __init__(self, hidden_size: int, num_heads: int):
+        super().__init__()
+        self.num_heads = num_heads
+        self.qkv = nn.Linear(hidden_size, 3 * hidden_size, bias=False)
+        self.out = nn.Linear(hidden_size, hidden_size, bias=False)
+
+    def forward(self, x, mask=None, causal=False, cache=None, layer: int = 0, start: int = 0):
+        q, k, v = heads_of(self.qkv(x), 3, self.num_heads)
+        if cache is not None:
+            end = start + x.shape[1]
+            cache.k[layer, :, :, start:end] = k
+            cache.v[layer, :, :, start:end] = v
+            k, v = cache.k[layer, :, :, :end], cache.v[layer, :, :, :end]
+        y = F.scaled_dot_product_attention(q, k, v, mask, is_causal=causal)
+        return self.out(y.transpose(1, 2).flatten(2))
+
+
+class CrossAttention(nn.Module):
+    def __init__(self, hidden_size: int, num_heads: int):
+        super().__init__()
+        self.num_heads = num_heads
+        self.q = nn.Linear(hidden_size, hidden_size, bias=False)
+        self.kv = nn.Linear(hidden_size, 2 * hidden_size, bias=False)
+        self.out = nn.Linear(hidden_size, hidden_size, bias=False)
+
+    def forward(self, x, k, v, mask):
+        """x [B, T, hidden]; k, v [P, H, S, D] of the prompts, whose rows stand side by side (B a multiple of P)."""
+        rows, length, _ = x.shape
+        # The rows of a prompt become its queries: its keys and values are read once, not once a row.
+        q = heads_of(self.q(x).reshape(len(k), -1, x.shape[-1]), 1, self.num_heads)[0]  # [P, H, B / P * T, D]
+        y = F.scaled_dot_product_attention(q, k, v, mask)
+        return self.out(y.transpose(1, 2).reshape(rows, length, -1))
+
+
+class GLU(nn.Module):
+    """Gated feed-forward with a norm inside ("GLU variants improve transformer", Shazeer 2020, in NormFormer's form)."""
+
+    def __init__(self, hidden_size: int, ffn_size: int):
+        super().__init__()
+        self.ln0 = nn.LayerNorm(hidden_size)
+        self.gate_and_value = nn.Linear(hidden_size, 2 * ffn_size, bias=False)
+        self.ln1 = nn.LayerNorm(ffn_size)
+        self.out = nn.Linear(ffn_size, hidden_size, bias=False)
+
+    def forward(self, x):
+        gate, value = self.gate_and_value(self.ln0(x)).chunk(2, dim=-1)
+        return self.out(self.ln1(F.gelu(gate) * value))
+
+
+class EncoderLayer(nn.Module):
+    def __init__(self, hidden_size: int, num_heads: int, ffn_size: int):
+        super().__init__()
+        self.pre_self_attn_ln = nn.LayerNorm(hidden_size)
+        self.self_attn = SelfAttention(hidden_size, num_heads)
+        self.self_attn_ln = nn.LayerNorm(hidden_size)
+        self.glu = GLU(hidden_size, ffn_size)
+
+    def forward(self, x, mask):
+        x = x + self.self_attn_ln(self.self_attn(self.pre_self_attn_ln(x), mask))
+        return x + self.glu(x)
+
+
+class DecoderLayer(nn.Module):
+    def __init__(self, hidden_size: int, num_heads: int, ffn_size: int):
+        super().__init__()
+        self.pre_self_attn_ln = nn.LayerNorm(hidden_size)
+        self.self_attn = SelfAttention(hidden_size, num_heads)
+        self.self_attn_ln = nn.LayerNorm(hidden_size)
+        self.pre_cross_attn_ln = nn.LayerNorm(hidden_size)
+        self.cross_attn = CrossAttention(hidden_size, num_heads)
+        self.cross_attn_ln = nn.LayerNorm(hidden_size)
+        self.glu = GLU(hidden_size, ffn_size)
+
+    def forward(self, x, text_k, text_v, mask, cache=None, layer: int = 0, start: int = 0):
+        y = self.self_attn(self.pre_self_attn_ln(x), causal=x.shape[1] > 1, cache=cache, layer=layer, start=start)
+        x = x + self.self_attn_ln(y)
+        x = x + self.cross_attn_ln(self.cross_attn(self.pre_cross_attn_ln(x), text_k, text_v, mask))
+        return x + self.glu(x)
+
+
+class BartPrior(ModelMixin, ConfigMixin):
+    """Logits of image tokens given text and the image tokens before them.
+
+    start_token_id is the row of `image_embedding` that the decoder begins with; the table may hold more rows than there
+    are image tokens, as the published ones do.
+    """
+
+    @register_to_config
+    def __init__(
+        self,
+        text_vocab_size: int,
+        text_length: int,
+        image_vocab_size: int,
+        image_length: int,
+        encoder_layers: int,
+        decoder_layers: int,
+        num_heads: int,
+        hidden_size: int,
+        ffn_size: int,
+        embedded_image_tokens: int,
+        start_token_id: int,
+        pad_token_id: int = 1,
+    ):
+        super().__init__()
+        sizes = (hidden_size, num_heads, ffn_size)
+        self.text_embedding = nn.Embedding(text_vocab_size, hidden_size)
+        self.text_position = nn.Embedding(text_length, hidden_size)
+        self.text_ln = nn.LayerNorm(hidden_size)
+        self.encoder = nn.ModuleList(EncoderLayer(*sizes) for _ in range(encoder_layers))
+        self.encoder_ln = nn.LayerNorm(hidden_size)
+        self.image_embedding = nn.Embedding(embedded_image_tokens, hidden_size)
+        self.image_position = nn.Embedding(image_length, hidden_size)
+        self.image_ln = nn.LayerNorm(hidden_size)
+        self.decoder = nn.ModuleList(DecoderLayer(*sizes) for _ in range(decoder_layers))
+        self.decoder_ln = nn.LayerNorm(hidden_size)
+        self.head = nn.Linear(hidden_size, image_vocab_size, bias=False)
+
+    def encode_text(self, text_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """text_ids [P, text_length] -> (states [P, text_length, hidden], mask [P, 1, 1, text_length], true at text)."""
+        mask = (text_ids != self.config.pad_token_id)[:, None, None]
+        x = self.text_ln(self.text_embedding(text_ids) + self.text_position.weight)
+        for layer in self.encoder:
+            x = layer(x, mask)
+        return self.encoder_ln(x), mask
+
+    def forward(self, text_ids: torch.Tensor, image_ids: torch.Tensor) -> torch.Tensor:
+        """text_ids [B, text_length], image_ids [B, n] -> logits [B, n + 1, V] of the image tokens 0 ... n."""
+        text, mask = self.encode_text(text_ids)
+        ids = F.pad(image_ids, (1, 0), value=self.config.start_token_id)
+        x = self.image_ln(self.image_embedding(ids) + self.image_position.weight[: ids.shape[1]])
+        for layer in self.decoder:
+            k, v = heads_of(layer.cross_attn.kv(text), 2, self.config.num_heads)
+            x = layer(x, k, v, mask)
+        return self.head(self.decoder_ln(x))
+
+    def prefill(self, text_ids: torch.Tensor, copies: int = 1) -> tuple[BartCache, torch.Tensor]:
+        """Reads P prompts [P, text_length], each once, for `copies` candidates each.
+
+        Returns the cache for P * copies rows, the copies of a prompt side by side, and each row's logits
+        [P * copies, V] of image token 0.
+        """
+        cache = BartCache(self, len(text_ids), copies)
+        text, cache.mask = self.encode_text(text_ids)
+        for i, layer in enumerate(self.decoder):
+            cache.text_k[i], cache.text_v[i] = heads_of(layer.cross_attn.kv(text), 2, self.config.num_heads)
+        start = torch.full((len(text_ids) * copies,), self.config.start_token_id, device=text_ids.device)
+        return cache, self.decode(start, cache, -1)
+
+    def decode(self, image_ids: torch.Tensor, cache: BartCache, position: int) -> torch.Tensor:
+        """Each row's image token `position` [B] -> logits [B, V] of image token `position` + 1."""
+        start = position + 1  # the start token stands before image token 0
+        x = self.image_ln(self.image_embedding(image_ids[:, None]) + self.image_position.weight[start])
+        for i, layer in enumerate(self.decoder):
+            x = layer(x, cache.text_k[i], cache.text_v[i], cache.mask, cache, i, start)
+        return self.head(self.decoder_ln(x[:, 0]))
