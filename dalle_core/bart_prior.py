@@ -12,11 +12,13 @@ from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from torch import nn
 
+from dalle_core.rows import pad_rows
+
 
 class BartCache:
     """What decoding reuses: for every prompt the encoder's keys and values, for every row those of its image tokens.
 
-    `copies` rows share a prompt, side by side. All is allocated once; the caller owns it.
+    The rows of a prompt stand side by side. All is allocated once; the caller owns it.
     """
 
     def __init__(self, prior: "BartPrior", prompts: int, copies: int):
@@ -27,7 +29,6 @@ class BartCache:
             shape = (config.decoder_layers, rows, heads, length, size)
             return torch.empty(shape, device=weight.device, dtype=weight.dtype)  # [L, B, H, T, D]
 
-        self.copies = copies
         self.k, self.v = empty(prompts * copies, config.image_length), empty(prompts * copies, config.image_length)
         self.text_k, self.text_v = empty(prompts, config.text_length), empty(prompts, config.text_length)
         self.mask: torch.Tensor  # [P, 1, 1, text_length], true where there is text
@@ -48,12 +49,12 @@ class SelfAttention(nn.Module):
     def forward(self, x, mask=None, causal=False, cache=None, layer: int = 0, start: int = 0):
         q, k, v = heads_of(self.qkv(x), 3, self.num_heads)
         if cache is not None:
-            end = start + x.shape[1]
-            cache.k[layer, :, :, start:end] = k
-            cache.v[layer, :, :, start:end] = v
-            k, v = cache.k[layer, :, :, :end], cache.v[layer, :, :, :end]
-        y = F.scaled_dot_product_attention(q, k, v, mask, is_causal=causal)
-        return self.out(y.transpose(1, 2).flatten(2))
+            rows, end = cache.k.shape[1], start + x.shape[1]
+            cache.k[layer, :, :, start:end] = k[:rows]  # x may hold more rows, of padding
+            cache.v[layer, :, :, start:end] = v[:rows]
+            q, k, v = q[:rows], cache.k[layer, :, :, :end], cache.v[layer, :, :, :end]
+        y = F.scaled_dot_product_attention(q, k, v, mask, is_causal=causal).transpose(1, 2).flatten(2)
+        return self.out(pad_rows(y) if len(y) < len(x) else y)
 
 
 class CrossAttention(nn.Module):
@@ -64,13 +65,14 @@ class CrossAttention(nn.Module):
         self.kv = nn.Linear(hidden_size, 2 * hidden_size, bias=False)
         self.out = nn.Linear(hidden_size, hidden_size, bias=False)
 
-    def forward(self, x, k, v, mask):
-        """x [B, T, hidden]; k, v [P, H, S, D] of the prompts, whose rows stand side by side (B a multiple of P)."""
-        rows, length, _ = x.shape
+    def forward(self, x, k, v, mask, rows: int):
+        """x [B, T, hidden], of which the first `rows` count; k, v [P, H, S, D] of P prompts, whose rows (as many for
+        each) stand side by side."""
         # The rows of a prompt become its queries: its keys and values are read once, not once a row.
-        q = heads_of(self.q(x).reshape(len(k), -1, x.shape[-1]), 1, self.num_heads)[0]  # [P, H, B / P * T, D]
-        y = F.scaled_dot_product_attention(q, k, v, mask)
-        return self.out(y.transpose(1, 2).reshape(rows, length, -1))
+        q = self.q(x)[:rows].reshape(len(k), -1, x.shape[-1])
+        y = F.scaled_dot_product_attention(heads_of(q, 1, self.num_heads)[0], k, v, mask)  # [P, H, rows / P * T, D]
+        y = y.transpose(1, 2).reshape(rows, *x.shape[1:])
+        return self.out(pad_rows(y) if rows < len(x) else y)
 
 
 class GLU(nn.Module):
@@ -112,10 +114,10 @@ class DecoderLayer(nn.Module):
         self.cross_attn_ln = nn.LayerNorm(hidden_size)
         self.glu = GLU(hidden_size, ffn_size)
 
-    def forward(self, x, text_k, text_v, mask, cache=None, layer: int = 0, start: int = 0):
+    def forward(self, x, text_k, text_v, mask, rows, cache=None, layer: int = 0, start: int = 0):
         y = self.self_attn(self.pre_self_attn_ln(x), causal=x.shape[1] > 1, cache=cache, layer=layer, start=start)
         x = x + self.self_attn_ln(y)
-        x = x + self.cross_attn_ln(self.cross_attn(self.pre_cross_attn_ln(x), text_k, text_v, mask))
+        x = x + self.cross_attn_ln(self.cross_attn(self.pre_cross_attn_ln(x), text_k, text_v, mask, rows))
         return x + self.glu(x)
 
 
@@ -171,7 +173,7 @@ class BartPrior(ModelMixin, ConfigMixin):
         x = self.image_ln(self.image_embedding(ids) + self.image_position.weight[: ids.shape[1]])
         for layer in self.decoder:
             k, v = heads_of(layer.cross_attn.kv(text), 2, self.config.num_heads)
-            x = layer(x, k, v, mask)
+            x = layer(x, k, v, mask, len(x))
         return self.head(self.decoder_ln(x))
 
     def prefill(self, text_ids: torch.Tensor, copies: int = 1) -> tuple[BartCache, torch.Tensor]:
@@ -190,7 +192,8 @@ class BartPrior(ModelMixin, ConfigMixin):
     def decode(self, image_ids: torch.Tensor, cache: BartCache, position: int) -> torch.Tensor:
         """Each row's image token `position` [B] -> logits [B, V] of image token `position` + 1."""
         start = position + 1  # the start token stands before image token 0
-        x = self.image_ln(self.image_embedding(image_ids[:, None]) + self.image_position.weight[start])
+        rows = len(image_ids)
+        x = self.image_ln(pad_rows(self.image_embedding(image_ids[:, None]) + self.image_position.weight[start]))
         for i, layer in enumerate(self.decoder):
-            x = layer(x, cache.text_k[i], cache.text_v[i], cache.mask, cache, i, start)
-        return self.head(self.decoder_ln(x[:, 0]))
+            x = layer(x, cache.text_k[i], cache.text_v[i], cache.mask, rows, cache, i, start)
+        return self.head(self.decoder_ln(x[:, 0]))[:rows]

@@ -1,64 +1,245 @@
 """Models by name, folder or Hub id, loaded strictly: every key accounted for, and no code from a checkpoint."""
 
+import hashlib
 import json
+import os
+import shutil
+import uuid
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from diffusers import VQModel
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from safetensors import SafetensorError, safe_open
-from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, CLIPConfig, CLIPImageProcessorPil, CLIPModel, PreTrainedTokenizerFast
 
+from dalle_core import downloads, memory
+from dalle_core.bart_prior import BartPrior
+from dalle_core.checkpoints import dalle_mini, min_dalle, mindalle
+from dalle_core.downloads import Progress
 from dalle_core.errors import ModelError
 from dalle_core.gpt_prior import GPTPrior
+from dalle_core.image_tokenizer import OWN_CONFIG, drop_encoder, set_pixel_range
 from dalle_core.pipeline import DallePipeline
 
-EMBEDDED = {"emoji": Path(__file__).parent.parent / "assets" / "emoji"}
+EMBEDDED = Path(__file__).parent.parent / "assets" / "emoji"
+PRIORS = {"GPTPrior": GPTPrior, "BartPrior": BartPrior}
+FORMATS = (min_dalle, dalle_mini, mindalle)
 
-# Each component with weights: how its structure follows from its config, and the file that holds its weights.
-MODELS = {
-    "image_tokenizer": (VQModel, "diffusion_pytorch_model.safetensors"),
-    "prior": (GPTPrior, "diffusion_pytorch_model.safetensors"),
-    "clip": (CLIPModel, "model.safetensors"),
-}
+# CLIPs that rank published models: small enough for a CPU, and the one that dalle-mini ranked with.
+CLIP_ON_CPU = "wkcn/TinyCLIP-ViT-40M-32-Text-19M-LAION400M"
+CLIP_ON_GPU = "openai/clip-vit-base-patch32"
+CLIP_FILES = ["config.json", "preprocessor_config.json", "vocab.json", "merges.txt"]
 
 
-def load(source: str, device: str | None = None, dtype: torch.dtype | None = None) -> DallePipeline:
-    """A name of the catalogue ("emoji"), a folder that `save_pretrained` wrote, or a Hub id of such a folder.
+@dataclass(frozen=True)
+class Model:
+    """What is known of a model before it is loaded."""
 
-    device None: CUDA, else Apple's MPS, else the CPU. dtype None: float32 on the CPU and MPS, bfloat16 on CUDA. Raises
-    ModelError naming the file (and the key) when something is missing, damaged, unexpected or misshapen.
+    title: str
+    licence: str
+    parameters: int  # of the prior and the image tokenizer
+    download: int = 0  # bytes
+    repo: str | None = None
+    revision: str | None = None  # None: the one of the first download, which is recorded
+    files: tuple[str, ...] = ()
+    examples: tuple[str, ...] = ()
+    note: str = ""  # what it is good and bad at
+
+    def is_here(self) -> bool:
+        """Whether it can be loaded without a network."""
+        return self.repo is None or downloads.is_cached(self.repo, list(self.files), self.revision)
+
+    def memory(self) -> dict[str, int]:
+        """Bytes of its weights in each dtype, on a CPU and on a GPU alike."""
+        return {"float32": 4 * self.parameters, "bfloat16": 2 * self.parameters}
+
+
+PUBLISHED_EXAMPLES = (
+    "a comfy chair that looks like an avocado", "court sketch of godzilla on trial", "a red fox in the snow, oil painting",
+    "a lighthouse at sunset", "the eiffel tower on a desert", "a cottage by a lake in the mountains",
+)  # fmt: skip
+CATALOGUE = {
+    "emoji": Model(
+        "Emoji, the model that comes with this project", "CC-BY-4.0", 9_000_000,
+        note="Icons in seven styles on coloured backgrounds, in English and Chinese; nothing else.",
+    ),
+    "dalle-mini": Model(
+        "DALL·E mini", "MIT", 484_543_603, 1_065_000_000, "kuprel/min-dalle",
+        files=("encoder_mini.pt", "decoder_mini.pt", "detoker.pt", "vocab_mini.json", "merges_mini.txt"),
+        examples=PUBLISHED_EXAMPLES,
+        note="Anything in a few English words, 256 x 256. Landscapes and odd combinations are good; faces are not.",
+    ),
+    "dalle-mega": Model(
+        "DALL·E mega", "MIT", 2_634_209_915, 5_370_000_000, "kuprel/min-dalle",
+        files=("encoder.pt", "decoder.pt", "detoker.pt", "vocab.json", "merges.txt"),
+        examples=PUBLISHED_EXAMPLES,
+        note="As DALL·E mini, with more detail and better compositions; slow without a GPU.",
+    ),
+}  # fmt: skip
+
+
+def load(
+    source: str,
+    device: str | None = None,
+    dtype: torch.dtype | None = None,
+    clip: str | None = None,
+    tell: Progress | None = None,
+) -> DallePipeline:
+    """A name of the CATALOGUE, a Hub id in this project's layout, or a folder: in this project's layout, or of
+    min-dalle, dalle-mini or minDALL·E, recognised by their files.
+
+    device None: CUDA, else Apple's MPS, else the CPU. dtype None: float32 on the CPU and MPS, bfloat16 on CUDA. clip: a
+    folder or Hub id of the CLIP that ranks, "none" for no ranking, None for the model's own or the usual one. tell is
+    called with a line of text now and then. Raises ModelError naming the file (and the key) when something is missing,
+    damaged, unexpected or misshapen, or with numbers when it does not fit.
     """
-    device = _device(device)
-    folder = EMBEDDED.get(str(source)) or Path(source)
-    if not folder.is_dir():
-        folder = _download(str(source))
+    source, device = str(source), _device(device)
     if dtype is None:
         dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    known = CATALOGUE.get(source)
+    if known:
+        memory.check_model(known.title, known.parameters, dtype, device)
+    pipe = _load_folder(_own_layout(source, known, tell), dtype)
+    if clip == "none":
+        pipe.register_modules(clip=None, clip_processor=None, clip_tokenizer=None)
+    elif clip is not None or pipe.clip is None:
+        usual = CLIP_ON_GPU if device.type == "cuda" else CLIP_ON_CPU
+        pipe.register_modules(**load_clip(clip or usual, dtype, tell))
+    return pipe.to(device)
 
+
+def _own_layout(source: str, known: Model | None, tell: Progress | None) -> Path:
+    """The folder in this project's layout: downloaded and converted where that is needed."""
+    if source == "emoji":
+        return EMBEDDED
+    folder, name = Path(source), Path(source).name or "model"
+    if known:
+        folder, name = downloads.fetch(known.repo, list(known.files), known.revision, tell), source
+    elif not folder.is_dir():
+        if source.count("/") != 1 or folder.is_absolute() or source.startswith("."):
+            raise ModelError(
+                f"There is no model {source!r}: give a folder, a Hub id (owner/name) or one of: {', '.join(CATALOGUE)}."
+            )
+        folder = downloads.fetch(source, ["*.json", "*.safetensors"], tell=tell)
+    if (folder / "model_index.json").exists():
+        return folder
+    for format_ in FORMATS:
+        files = _files_of(format_, folder, known)
+        if files:
+            return _converted(format_, files, name, known, tell)
+    raise ModelError(
+        f"{folder} is no model folder: it has neither model_index.json (this project's layout) nor the files of min-dalle "
+        "(encoder.pt, decoder.pt), dalle-mini (flax_model.msgpack) or minDALL·E (stage2_last.ckpt)."
+    )
+
+
+def _files_of(format_, folder: Path, known: Model | None) -> dict[str, Path] | None:
+    if known is None or format_ is not min_dalle:
+        return format_.find(folder)
+    # The Hub's repository holds both models; these are the one's.
+    return dict(zip(("encoder", "decoder", "detoker", "vocab", "merges"), (folder / file for file in known.files)))
+
+
+def _converted(format_, files: dict[str, Path], name: str, known: Model | None, tell: Progress | None) -> Path:
+    """Converts once: the result is kept as safetensors beside the Hub's cache, under a name that its files decide."""
+    stats = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in files.values() if path.exists()]
+    key = hashlib.sha256(json.dumps(stats).encode()).hexdigest()[:16]
+    target = downloads.cache_folder() / "converted" / f"{name}-{key}"
+    if target.is_dir():
+        return target
+    memory.check_disk(target, sum(size for _, size, _ in stats), f"The converted {name}")
+    if tell:
+        tell(f"Converting {name}, once…")
+    parts = format_.convert(files)
+    licence = known.licence if known else format_.LICENCE
+    pipe = DallePipeline(**parts, name=name, licence=licence, examples=list(known.examples if known else PUBLISHED_EXAMPLES))
+    part = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}")
+    try:
+        pipe.save_pretrained(part, max_shard_size="1TB")
+        os.replace(part, target)
+    except OSError as error:
+        if target.is_dir():  # another process was first
+            return target
+        raise ModelError(f"The converted {name} could not be saved at {target}: {error.strerror or error}.") from None
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+    return target
+
+
+def _load_folder(folder: Path, dtype: torch.dtype) -> DallePipeline:
     index = _read_json(folder / "model_index.json")
     if index.get("_class_name") != "DallePipeline":
         raise ModelError(f"{folder / 'model_index.json'} describes a {index.get('_class_name')}, not a DallePipeline.")
-    components = {name: _load_model(folder / name, *MODELS[name], dtype).eval() for name in MODELS}
-    for name, file in (("text_tokenizer", "tokenizer.json"), ("clip_processor", "preprocessor_config.json")):
-        _read_json(folder / name / file)  # transformers would load a folder without it, and without a word
+
+    def class_of(name) -> str | None:
+        entry = index.get(name)
+        return entry[1] if isinstance(entry, list) and len(entry) == 2 else None
+
+    prior = PRIORS.get(class_of("prior"))
+    if prior is None:
+        raise ModelError(f"{folder / 'model_index.json'}: the prior is a {class_of('prior')}, not one of {', '.join(PRIORS)}.")
+    parts = {
+        "image_tokenizer": _load_model(folder / "image_tokenizer", VQModel, "diffusion_pytorch_model.safetensors", dtype),
+        "prior": _load_model(folder / "prior", prior, "diffusion_pytorch_model.safetensors", dtype),
+    }
+    _read_json(folder / "text_tokenizer" / "tokenizer.json")  # transformers would load a folder without it, and silently
     try:
-        components["text_tokenizer"] = PreTrainedTokenizerFast.from_pretrained(folder / "text_tokenizer")
-        components["clip_processor"] = CLIPImageProcessorPil.from_pretrained(folder / "clip_processor")
+        parts["text_tokenizer"] = PreTrainedTokenizerFast.from_pretrained(folder / "text_tokenizer")
     except Exception as error:
-        raise ModelError(f"{folder}: the text tokenizer or the CLIP processor cannot be read ({error}).") from None
-    settings = {key: index[key] for key in ("name", "defaults", "examples") if key in index}
-    pipe = DallePipeline(**components, **settings)
+        raise ModelError(f"{folder}: the text tokenizer cannot be read ({error}).") from None
+    if class_of("clip"):
+        parts["clip"] = _load_model(folder / "clip", CLIPModel, "model.safetensors", dtype)
+        parts |= _clip_readers(folder / "clip_processor", folder / "clip_tokenizer" if class_of("clip_tokenizer") else None)
+    settings = {key: index[key] for key in ("name", "defaults", "examples", "text_normalizer", "licence") if key in index}
+    pipe = DallePipeline(**parts, **settings)
     _check_sizes(pipe, folder)
-    return pipe.to(device)
+    return pipe
+
+
+def load_clip(source: str, dtype: torch.dtype, tell: Progress | None = None) -> dict:
+    """clip, clip_processor and clip_tokenizer from a folder or Hub id in transformers' layout."""
+    folder = Path(source)
+    if not folder.is_dir():
+        try:
+            folder = downloads.fetch(source, CLIP_FILES + ["model.safetensors"], tell=tell)
+        except ModelError as error:
+            if "no file model.safetensors" not in str(error):
+                raise
+            folder = downloads.fetch(source, CLIP_FILES + ["pytorch_model.bin"], tell=tell)
+    try:
+        clip, found = CLIPModel.from_pretrained(folder, dtype=dtype, output_loading_info=True, weights_only=True)
+    except Exception as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
+        raise ModelError(f"{folder}: no CLIP can be loaded from it ({reason}).") from None
+    for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        keys = sorted(str(key) for key in found[kind] if not str(key).endswith("position_ids"))
+        if keys:
+            raise ModelError(f"{folder}: {kind.replace('_', ' ')} in the CLIP weights: {keys[0]} ({len(keys)} in all).")
+    return {"clip": clip.eval()} | _clip_readers(folder, folder)
+
+
+def _clip_readers(processor: Path, tokenizer: Path | None) -> dict:
+    _read_json(processor / "preprocessor_config.json")
+    try:
+        return {
+            "clip_processor": CLIPImageProcessorPil.from_pretrained(processor),
+            "clip_tokenizer": AutoTokenizer.from_pretrained(tokenizer) if tokenizer else None,
+        }
+    except Exception as error:
+        raise ModelError(f"{processor}: the CLIP processor or its tokenizer cannot be read ({error}).") from None
 
 
 def _load_model(folder: Path, cls, file: str, dtype: torch.dtype):
     config = _read_json(folder / "config.json")
+    own = {key: config.pop(key) for key in OWN_CONFIG if key in config}
     try:
         with torch.device("meta"):  # the structure alone: no memory, no random numbers
             model = CLIPModel(CLIPConfig(**config)) if cls is CLIPModel else cls.from_config(config)
+        if not own.get("has_encoder", True):
+            drop_encoder(model)
+        if "pixel_range" in own:
+            set_pixel_range(model, *map(float, own["pixel_range"]))
     except Exception as error:
         raise ModelError(f"{folder / 'config.json'} does not describe a {cls.__name__}: {error}") from None
     expected = {key: tuple(value.shape) for key, value in model.state_dict().items()}
@@ -88,7 +269,7 @@ def _load_model(folder: Path, cls, file: str, dtype: torch.dtype):
                 raise ModelError(f"{path}: no value for the buffer {name}.")
             positions = torch.arange(buffer.shape[-1]).expand(buffer.shape)
             model.get_submodule(parent).register_buffer(leaf, positions, persistent=False)
-    return model
+    return model.eval()
 
 
 def _check_sizes(pipe: DallePipeline, folder: Path) -> None:
@@ -128,15 +309,3 @@ def _device(device: str | None) -> torch.device:
     if found.type not in ("cpu", "cuda", "mps"):
         raise ModelError(f"The device {device!r} is not supported; use cpu, cuda or mps.")
     return found
-
-
-def _download(source: str) -> Path:
-    """A Hub repository in this project's layout, from the cache when there is no network."""
-    known = ", ".join(EMBEDDED)
-    if source in EMBEDDED or source.count("/") != 1 or Path(source).is_absolute() or source.startswith("."):
-        raise ModelError(f"There is no model {source!r}: give a folder, a Hub id (owner/name) or one of: {known}.")
-    try:
-        return Path(snapshot_download(source, allow_patterns=["*.json", "*.safetensors", "*.txt", "*.md"]))
-    except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ModelError(f"{source!r} is not a folder here, and the Hub gave no such model: {reason}") from None

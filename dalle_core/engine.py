@@ -18,11 +18,6 @@ class SamplingSettings:
     guidance_scale: float = 1.0
 
 
-# Matrix products choose another kernel, and so another order of summation, for other numbers of rows. With rows in
-# multiples of this, every row's result is the same whatever stands in the other rows (seen on CPU in float32).
-ROW_MULTIPLE = 16
-
-
 def generate(
     prior,
     text_ids: torch.Tensor,
@@ -42,7 +37,6 @@ def generate(
     device = text_ids.device
     uniforms = uniforms.to(device)
     guided = settings.guidance_scale != 1
-    padded = -(-rows // ROW_MULTIPLE) * ROW_MULTIPLE
     kept = [False] * length if keep is None else keep.tolist()
     forced = None if forced is None else forced.to(device)
     tokens = torch.full((rows, length), -1, device=device)
@@ -52,18 +46,16 @@ def generate(
     # Not across a yield: the mode is the thread's, and whoever consumes this would be left in it.
     with torch.inference_mode():
         prompts = torch.cat([text_ids, null_ids]) if guided else text_ids
-        cache, logits = prior.prefill(prompts, padded)
+        cache, logits = prior.prefill(prompts, rows)
 
     for position in range(length):
         with torch.inference_mode():
             if position > 0:
-                column = torch.zeros(padded, dtype=torch.long, device=device)
-                column[:rows] = tokens[:, position - 1]
-                logits = prior.decode(column.repeat(len(prompts)), cache, position - 1)
+                logits = prior.decode(tokens[:, position - 1].repeat(len(prompts)), cache, position - 1)
             if not kept[position]:
                 chosen = logits[:rows]
                 if guided:
-                    chosen = guide(chosen, logits[padded : padded + rows], settings.guidance_scale)
+                    chosen = guide(chosen, logits[rows:], settings.guidance_scale)
                 tokens[:, position] = sample(
                     chosen, uniforms[:, position], settings.temperature, settings.top_k, settings.top_p
                 )

@@ -11,6 +11,8 @@ from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from torch import nn
 
+from dalle_core.rows import pad_rows
+
 
 class KVCache:
     """Keys and values of every layer for `rows` sequences, allocated once. The caller owns it."""
@@ -40,13 +42,14 @@ class Attention(nn.Module):
     def forward(self, x, cache=None, layer: int = 0, start: int = 0):
         q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)  # each [B, H, T, D]
         if cache is not None:
-            end = start + x.shape[1]
-            cache.k[layer, :, :, start:end] = k
-            cache.v[layer, :, :, start:end] = v
-            k, v = cache.k[layer, :, :, :end], cache.v[layer, :, :, :end]
+            rows, end = cache.k.shape[1], start + x.shape[1]
+            cache.k[layer, :, :, start:end] = k[:rows]  # x may hold more rows, of padding
+            cache.v[layer, :, :, start:end] = v[:rows]
+            q, k, v = q[:rows], cache.k[layer, :, :, :end], cache.v[layer, :, :, :end]
         # A single query sees all that is cached; several start at position 0 and are causal.
         y = F.scaled_dot_product_attention(q, k, v, is_causal=x.shape[1] > 1)
-        return self.proj(y.transpose(1, 2).flatten(2))  # [B, T, H*D]
+        y = y.transpose(1, 2).flatten(2)  # [B, T, H*D]
+        return self.proj(pad_rows(y) if len(y) < len(x) else y)
 
 
 class Block(nn.Module):
@@ -113,8 +116,8 @@ class GPTPrior(ModelMixin, ConfigMixin):
 
     def decode(self, image_ids: torch.Tensor, cache: KVCache, position: int) -> torch.Tensor:
         """Each row's image token `position` [B] -> logits [B, V] of image token `position` + 1."""
-        x = self.image_embedding(image_ids[:, None]) + self.image_position.weight[position]
-        return self._logits(self._blocks(x, cache, self.config.text_length + position)[:, 0])
+        x = pad_rows(self.image_embedding(image_ids[:, None]) + self.image_position.weight[position])
+        return self._logits(self._blocks(x, cache, self.config.text_length + position)[:, 0])[: len(image_ids)]
 
     def _embed_text(self, text_ids):
         return self.text_embedding(text_ids) + self.text_position.weight

@@ -2,7 +2,8 @@
 
 Pixels are float NCHW in [-1, 1], whatever the model. A model may work on r x r blocks of pixels as channels
 (space-to-depth, in_channels = 3 * r^2): full resolution at the decoder's end for almost no cost. Published VQGANs
-have r = 1.
+have r = 1; some work on pixels in [0, 1] (`pixel_range` in the config), and some come without their encoder
+(`has_encoder`): such a model draws, but cannot read pictures.
 """
 
 import math
@@ -12,6 +13,25 @@ import torch
 import torch.nn.functional as F
 from diffusers import VQModel
 from PIL import Image, ImageOps
+
+from dalle_core.errors import InputError
+
+OWN_CONFIG = ("pixel_range", "has_encoder")  # entries of config.json that diffusers does not know
+
+
+def set_pixel_range(model: VQModel, low: float, high: float) -> None:
+    """What the weights take for black and for white."""
+    model.register_to_config(pixel_range=[low, high])
+
+
+def drop_encoder(model: VQModel) -> None:
+    """Takes the encoder away, for weights that have none."""
+    model.register_to_config(has_encoder=False)
+    model.encoder = model.quant_conv = None
+
+
+def has_encoder(model: VQModel) -> bool:
+    return model.config.get("has_encoder", True)
 
 
 def block_size(model: VQModel) -> int:
@@ -26,7 +46,15 @@ def downsampling(model: VQModel) -> int:
 
 @torch.no_grad()
 def encode(model: VQModel, pixels: torch.Tensor) -> torch.Tensor:
-    """Pixels [B, 3, H, W] in [-1, 1] -> tokens [B, h, w] (int64): the nearest code of each vector."""
+    """Pixels [B, 3, H, W] in [-1, 1] -> tokens [B, h, w] (int64): the nearest code of each vector.
+
+    Raises InputError when the model has no encoder.
+    """
+    if not has_encoder(model):
+        raise InputError("This model's image tokenizer came without its encoder: it draws, but it cannot read pictures.")
+    if "pixel_range" in model.config:
+        low, high = model.config.pixel_range
+        pixels = low + (pixels + 1) * ((high - low) / 2)
     z = model.encode(F.pixel_unshuffle(pixels.to(model.dtype), block_size(model))).latents  # [B, C, h, w]
     _, _, (_, _, tokens) = model.quantize(z)
     return tokens.view(z.shape[0], *z.shape[2:])
@@ -37,7 +65,11 @@ def decode(model: VQModel, tokens: torch.Tensor) -> torch.Tensor:
     """Tokens [B, h, w] -> pixels [B, 3, H, W] in [-1, 1]."""
     z = model.quantize.embedding(tokens).permute(0, 3, 1, 2)  # [B, C, h, w]
     blocks = model.decode(z, force_not_quantize=True).sample
-    return F.pixel_shuffle(blocks, block_size(model)).clamp(-1, 1).float()
+    pixels = F.pixel_shuffle(blocks, block_size(model)).float()
+    if "pixel_range" in model.config:
+        low, high = model.config.pixel_range
+        pixels = (pixels - low) * (2 / (high - low)) - 1
+    return pixels.clamp(-1, 1)
 
 
 def to_pixels(images: list[Image.Image]) -> torch.Tensor:

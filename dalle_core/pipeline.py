@@ -12,7 +12,9 @@ from PIL import Image
 from transformers import CLIPImageProcessorPil, CLIPModel, PreTrainedTokenizerFast
 
 from dalle_core import image_tokenizer as images
+from dalle_core import memory
 from dalle_core import rerank as clip_rerank
+from dalle_core.bart_prior import BartPrior
 from dalle_core.engine import SamplingSettings, generate
 from dalle_core.errors import InputError
 from dalle_core.gpt_prior import GPTPrior
@@ -20,7 +22,7 @@ from dalle_core.sampling import candidate_uniforms
 from dalle_core.text_tokenizer import encode_prompts, fit_prompt
 
 NOT_DRAWN = 0.86  # light grey in [-1, 1]: cells of a preview whose token is not drawn yet
-PIXEL_CHUNK = 16  # pictures decoded together; more only takes more memory
+PIXEL_CHUNK = 2**18  # pixels decoded together; more only takes more memory
 
 
 @dataclass(frozen=True)
@@ -64,26 +66,35 @@ class DallePipeline(DiffusionPipeline):
     """
 
     model_cpu_offload_seq = "prior->image_tokenizer->clip"
+    _optional_components = ["clip", "clip_processor", "clip_tokenizer"]
 
     def __init__(
         self,
         image_tokenizer: VQModel,
         text_tokenizer: PreTrainedTokenizerFast,
-        prior: GPTPrior,
-        clip: CLIPModel,
-        clip_processor: CLIPImageProcessorPil,
+        prior: GPTPrior | BartPrior,
+        clip: CLIPModel | None = None,
+        clip_processor: CLIPImageProcessorPil | None = None,
+        clip_tokenizer: PreTrainedTokenizerFast | None = None,
         name: str = "unnamed",
         defaults: dict | None = None,
         examples: list[str] | None = None,
+        text_normalizer: str | None = None,
+        licence: str = "unknown",
     ):
+        """clip None: nothing is ranked. clip_tokenizer None: CLIP reads the prior's ids. text_normalizer: a key of
+        `text_normalizer.NORMALIZERS`."""
         super().__init__()
         self.register_modules(
             image_tokenizer=image_tokenizer, text_tokenizer=text_tokenizer, prior=prior, clip=clip,
-            clip_processor=clip_processor,
+            clip_processor=clip_processor, clip_tokenizer=clip_tokenizer,
         )  # fmt: skip
         sampling = {"num_candidates": 16} | asdict(SamplingSettings()) | dict(defaults or {})
-        self.register_to_config(name=name, defaults=sampling, examples=list(examples or []))
-        self.chunk_size: int | None = None  # candidates sampled at a time; None: up to 64
+        self.register_to_config(
+            name=name, defaults=sampling, examples=list(examples or []), text_normalizer=text_normalizer,
+            licence=licence,
+        )  # fmt: skip
+        self.chunk_size: int | None = None  # candidates sampled at a time; None: what fits, up to 64
         self.max_candidates = 64
 
     @property
@@ -106,7 +117,7 @@ class DallePipeline(DiffusionPipeline):
 
     @property
     def image_size(self) -> int:
-        """Pixels a side."""
+        """Pixels a side of a picture."""
         return self.grid_size * images.downsampling(self.image_tokenizer)
 
     @property
@@ -115,7 +126,7 @@ class DallePipeline(DiffusionPipeline):
 
     def fit_prompt(self, prompt: str) -> tuple[str, str]:
         """(what the model reads of a prompt, what does not fit its text length)."""
-        return fit_prompt(self.text_tokenizer, prompt, self.prior.config.text_length)
+        return fit_prompt(self.text_tokenizer, prompt, self.prior.config.text_length, self.config.text_normalizer)
 
     def __call__(self, prompt: str, **arguments) -> Generation:
         """Draws candidates for a prompt; the arguments of `stream`."""
@@ -176,12 +187,16 @@ class DallePipeline(DiffusionPipeline):
         count, length = generation.settings["num_candidates"], self.prior.config.image_length
         device = self.prior.device
         text_ids, null_ids = (
-            encode_prompts(self.text_tokenizer, [text], self.prior.config.text_length).to(device)
+            encode_prompts(
+                self.text_tokenizer, [text], self.prior.config.text_length, self.config.text_normalizer
+            ).to(device)
             for text in (generation.used_prompt, negative)
         )
         finished = torch.empty(0, length, dtype=torch.long)  # tokens, on the CPU
         shown: list[Image.Image] = []  # of the finished ones
-        chunk = min(self.chunk_size or 64, count)
+        prompts = 1 if settings.guidance_scale == 1 else 2
+        fits = memory.chunk_that_fits(self.prior.config, self.prior.dtype.itemsize, prompts, device, 64)
+        chunk = min(self.chunk_size or fits, count)
         while len(finished) < count:
             rows = range(len(finished), min(len(finished) + chunk, count))
             uniforms = torch.stack([candidate_uniforms(generation.seed, i, length) for i in rows])
@@ -215,12 +230,16 @@ class DallePipeline(DiffusionPipeline):
         generation = replace(generation, candidates=self._candidates(generation, finished, shown, rerank))
         yield Step(count * length, count * length, shown if preview_every else None, generation)
 
+    @property
+    def _pixel_chunk(self) -> int:
+        """Pictures decoded together."""
+        return max(1, PIXEL_CHUNK // self.image_size**2)
+
     def _candidates(self, generation, tokens, shown, rerank) -> list[Candidate]:
-        scores = [None] * len(shown)
+        scores, rerank = [None] * len(shown), rerank and self.clip is not None
         if rerank:
-            scores = clip_rerank.scores(
-                self.clip, self.clip_processor, self.text_tokenizer, generation.used_prompt, shown
-            )
+            tokenizer = self.clip_tokenizer or self.text_tokenizer
+            scores = clip_rerank.scores(self.clip, self.clip_processor, tokenizer, generation.used_prompt, shown)
         grids = tokens.unflatten(1, (self.grid_size, self.grid_size))
         candidates = [
             Candidate(image, score, grid.clone(), generation.seed, index)
@@ -234,7 +253,7 @@ class DallePipeline(DiffusionPipeline):
         grids = tokens.to(self.image_tokenizer.device).unflatten(1, (self.grid_size, self.grid_size))
         return [
             image
-            for part in grids.split(PIXEL_CHUNK)
+            for part in grids.split(self._pixel_chunk)
             for image in images.to_images(images.decode(self.image_tokenizer, part))
         ]
 
@@ -248,7 +267,7 @@ class DallePipeline(DiffusionPipeline):
         cells = drawn.unflatten(1, (1, self.grid_size, self.grid_size)).float()  # [B, 1, h, w]
         factor = images.downsampling(self.image_tokenizer)
         pictures = []
-        for part, mask in zip(grids.split(PIXEL_CHUNK), cells.split(PIXEL_CHUNK)):
+        for part, mask in zip(grids.split(self._pixel_chunk), cells.split(self._pixel_chunk)):
             mask = mask.repeat_interleave(factor, 2).repeat_interleave(factor, 3)
             pixels = images.decode(self.image_tokenizer, part)
             pictures += images.to_images(pixels * mask + NOT_DRAWN * (1 - mask))

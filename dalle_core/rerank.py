@@ -17,16 +17,15 @@ def image_embeddings(clip: CLIPModel, clip_processor, images: list[Image.Image])
 
 
 @torch.inference_mode()
-def text_embeddings(clip: CLIPModel, clip_processor, text_tokenizer, texts: list[str]) -> torch.Tensor:
-    """Texts -> unit vectors [B, D]. A processor with a tokenizer of its own (published CLIPs) uses that one."""
-    tokenizer = getattr(clip_processor, "tokenizer", text_tokenizer)
+def text_embeddings(clip: CLIPModel, tokenizer, texts: list[str]) -> torch.Tensor:
+    """Texts -> unit vectors [B, D]."""
     ids = encode_prompts(tokenizer, texts, clip.config.text_config.max_position_embeddings).to(clip.device)
     # No mask: the padding stands after the end mark, which is what is read, and attention is causal.
     text = clip.text_model(input_ids=ids)
     return F.normalize(clip.text_projection(text.pooler_output), dim=-1).float()
 
 
-def scores(clip: CLIPModel, clip_processor, text_tokenizer, prompt: str, images: list[Image.Image]) -> list[float]:
+def scores(clip: CLIPModel, clip_processor, tokenizer, prompt: str, images: list[Image.Image]) -> list[float]:
     """The cosine in [-1, 1] of each picture with the prompt, in one batch."""
-    text = text_embeddings(clip, clip_processor, text_tokenizer, [prompt])
+    text = text_embeddings(clip, tokenizer, [prompt])
     return (image_embeddings(clip, clip_processor, images) @ text[0]).tolist()

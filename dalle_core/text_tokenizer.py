@@ -1,5 +1,6 @@
 """Prompts -> ids, through a fast tokenizer of `tokenizers`/`transformers`."""
 
+import bisect
 import re
 
 import torch
@@ -7,8 +8,10 @@ from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, pr
 from transformers import PreTrainedTokenizerFast
 
 from dalle_core.errors import InputError
+from dalle_core.text_normalizer import NORMALIZERS
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]+")
+_WORD = re.compile(r"[A-Za-z0-9'\u00c0-\u024f-]+|.", re.DOTALL)  # a word of letters, or any other single character
 SPECIAL_TOKENS = ["[PAD]", "[UNK]", "[BOS]", "[EOS]"]  # transformers' CLIP has a special case for eos_token_id == 2
 
 
@@ -38,30 +41,48 @@ def train_text_tokenizer(captions: list[str], vocab_size: int) -> PreTrainedToke
     )
 
 
-def encode_prompts(tokenizer: PreTrainedTokenizerFast, prompts: list[str], length: int) -> torch.Tensor:
-    """Prompts -> ids [B, length], padded; a prompt that is too long is cut, its end mark stays."""
+def encode_prompts(
+    tokenizer: PreTrainedTokenizerFast, prompts: list[str], length: int, normalizer: str | None = None
+) -> torch.Tensor:
+    """Prompts -> ids [B, length], padded; a prompt that is too long is cut, its end mark stays.
+
+    normalizer: a key of NORMALIZERS. The empty (null) prompt is not normalised.
+    """
     # Cut and padded here: a fast tokenizer keeps those settings in itself, and threads share it.
-    rows = tokenizer(prompts)["input_ids"]
-    rows = [ids if len(ids) <= length else ids[: length - 1] + ids[-1:] for ids in rows]
-    return torch.tensor([ids + [tokenizer.pad_token_id] * (length - len(ids)) for ids in rows])
+    rows = _ids(tokenizer, prompts, normalizer)
+    if tokenizer.num_special_tokens_to_add() > 0:
+        rows = [ids if len(ids) <= length else ids[: length - 1] + ids[-1:] for ids in rows]
+    return torch.tensor([ids[:length] + [tokenizer.pad_token_id] * (length - len(ids)) for ids in rows])
 
 
-def fit_prompt(tokenizer: PreTrainedTokenizerFast, prompt: str, length: int) -> tuple[str, str]:
-    """(what fits `length` ids, what is dropped); control characters are removed from both, outer spaces too.
+def fit_prompt(
+    tokenizer: PreTrainedTokenizerFast, prompt: str, length: int, normalizer: str | None = None
+) -> tuple[str, str]:
+    """(what fits `length` ids, what is dropped), cut between words; control characters and outer spaces are removed.
 
     Raises InputError for a prompt that is blank, or of which the tokenizer knows nothing.
     """
+    prompt = prompt.encode("utf-8", "ignore").decode()  # half of a surrogate pair is no character
     prompt = _CONTROL.sub(" ", prompt).strip()
     if not prompt:
         raise InputError("The prompt is empty: describe what to draw.")
     # No token is longer than this many characters in any tokenizer of the field; a million need not be read.
     head = prompt[: 64 * length]
-    encoded = tokenizer(head, return_offsets_mapping=True, add_special_tokens=False)
-    ids, offsets = encoded["input_ids"], encoded["offset_mapping"]
-    if all(id_ == tokenizer.unk_token_id for id_ in ids):
-        raise InputError(f"This model knows none of the characters of {prompt[:40]!r}: try English or Chinese words.")
-    room = length - tokenizer.num_special_tokens_to_add()
-    if len(ids) <= room:
-        return head.strip(), prompt[len(head) :].strip()
-    end = offsets[room][0]
+    ids = _ids(tokenizer, [head], normalizer)[0]
+    known = set(ids) - {tokenizer.unk_token_id, tokenizer.bos_token_id, tokenizer.eos_token_id}
+    if not known:
+        raise InputError(f"This model knows none of the characters of {prompt[:40]!r}: try other words.")
+    if len(ids) <= length and head == prompt:
+        return prompt, ""
+    ends = [match.end() for match in _WORD.finditer(head)]
+    if len(_ids(tokenizer, [head[: ends[0]]], normalizer)[0]) > length:
+        ends = list(range(1, len(head) + 1))  # not even the first word fits
+    count = bisect.bisect_right(ends, length, key=lambda end: len(_ids(tokenizer, [head[:end]], normalizer)[0]))
+    end = ends[max(count, 1) - 1]
     return prompt[:end].strip(), prompt[end:].strip()
+
+
+def _ids(tokenizer, prompts: list[str], normalizer: str | None) -> list[list[int]]:
+    if normalizer is not None:
+        prompts = [NORMALIZERS[normalizer](prompt) if prompt else prompt for prompt in prompts]
+    return tokenizer(prompts)["input_ids"]

@@ -7,8 +7,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dalle_core.engine import ROW_MULTIPLE, SamplingSettings, generate
+from dalle_core.engine import SamplingSettings, generate
 from dalle_core.gpt_prior import GPTPrior
+from dalle_core.rows import ROW_MULTIPLE
 from dalle_core.sampling import candidate_uniforms, guide, sample
 
 
@@ -75,7 +76,7 @@ def test_closing_stops_the_work_and_leaves_the_mode_alone(prior):
         next(steps), next(steps), next(steps)
         assert not torch.is_inference_mode_enabled() and torch.is_grad_enabled()
         steps.close()
-        assert rows == [2, 2 * ROW_MULTIPLE, 2 * ROW_MULTIPLE]  # the prompt and the null prompt, and two tokens
+        assert rows == [2, ROW_MULTIPLE, ROW_MULTIPLE]  # the prompt and the null prompt, and two tokens
         assert list(steps) == []
 
 

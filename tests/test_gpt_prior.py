@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from dalle_core.engine import ROW_MULTIPLE
+from dalle_core.rows import ROW_MULTIPLE
 from dalle_core.gpt_prior import GPTPrior
 
 

@@ -38,7 +38,7 @@ def r_precision(similarity: torch.Tensor) -> float:
 def evaluate_kind(pipe, judge: CLIPModel, items: list, seed: int, description: str) -> tuple[dict, list]:
     """Figures for one kind of held-out (picture, caption) pairs, and for each the pictures that show them."""
     captions = [caption for _, caption in items]
-    text = rerank.text_embeddings(judge, pipe.clip_processor, pipe.text_tokenizer, captions)
+    text = rerank.text_embeddings(judge, pipe.text_tokenizer, captions)
 
     def judged(images) -> torch.Tensor:
         """Cosines [pictures, captions]."""

@@ -1,0 +1,175 @@
+"""min-dalle's files (kuprel/min-dalle: DALL·E mini and mega in PyTorch) -> our components.
+
+`encoder.pt`, `decoder.pt` and `detoker.pt` are dicts of tensors, `vocab.json` and `merges.txt` the text vocabulary. The
+Hub's repository holds both models in one folder, mini's files with `_mini` in their names; the package keeps each in
+`dalle_bart_mini` or `dalle_bart_mega`, with the image tokenizer in `vqgan` beside them. There is no encoder of images.
+"""
+
+import json
+from pathlib import Path
+
+import torch
+from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
+from transformers import PreTrainedTokenizerFast
+
+from dalle_core.bart_prior import BartPrior
+from dalle_core.checkpoints import vqgan
+from dalle_core.checkpoints.tensors import Tensors, need, read_torch
+from dalle_core.errors import ModelError
+
+HEAD_SIZE = 64
+IMAGE_TOKENS = 16384  # what is sampled; the tables hold more rows
+LICENCE = "MIT"
+DEFAULTS = {"num_candidates": 9, "temperature": 1.0, "top_k": 256, "top_p": 1.0, "guidance_scale": 16.0}
+
+
+def find(folder: Path) -> dict[str, Path] | None:
+    """The model's files when this is a folder of min-dalle, else None. Raises ModelError when it holds two models."""
+    found = []
+    for suffix in ("", "_mini"):
+        if (folder / f"decoder{suffix}.pt").is_file():
+            parts = {name: folder / f"{name}{suffix}.pt" for name in ("encoder", "decoder")}
+            parts |= {"vocab": folder / f"vocab{suffix}.json", "merges": folder / f"merges{suffix}.txt"}
+            detoker = folder / "detoker.pt"
+            found.append(parts | {"detoker": detoker if detoker.exists() else folder.parent / "vqgan" / "detoker.pt"})
+    for name in ("dalle_bart_mini", "dalle_bart_mega"):
+        if (folder / name / "decoder.pt").is_file():
+            found.append(find(folder / name))
+    if len(found) > 1:
+        raise ModelError(f"{folder} holds both DALL·E mini and mega: give a folder with the files of one of them.")
+    return found[0] if found else None
+
+
+def convert(files: dict[str, Path]) -> dict:
+    """The arguments of a DallePipeline, without CLIP."""
+    prior = convert_prior(read_torch(files["encoder"]), read_torch(files["decoder"]))
+    return {
+        "image_tokenizer": vqgan.convert(read_torch(files["detoker"]), pixels_from_zero=True, codebook="embedding.weight"),
+        "text_tokenizer": text_tokenizer(files["vocab"], files["merges"]),
+        "prior": prior,
+        "text_normalizer": "min-dalle",
+        "defaults": DEFAULTS,
+    }
+
+
+def convert_prior(encoder: Tensors, decoder: Tensors, start_token_id: int = IMAGE_TOKENS) -> BartPrior:
+    """Sizes follow from the tensors, with heads of 64. The first token: 16384 in the published config; min-dalle itself
+    took the last row up to version 0.4.10, and 16383 in 0.4.11.
+    """
+    text_vocabulary, hidden = encoder.shape("embed_tokens.weight", 2)
+    ffn, _ = encoder.shape("layers.0.glu.fc0.weight", 2)
+    text_length, _ = encoder.shape("embed_positions.weight", 2)
+    image_length, _ = decoder.shape("embed_positions.weight", 2)
+    embedded, _ = decoder.shape("embed_tokens.weight", 2)
+    if hidden % HEAD_SIZE:
+        raise ModelError(f"{encoder.path}: the width {hidden} is not a multiple of {HEAD_SIZE}, the size of a head.")
+    if embedded <= start_token_id:
+        raise ModelError(f"{decoder.path}: embed_tokens.weight has {embedded} rows, none for the token {start_token_id}.")
+    prior = empty_prior(
+        text_vocab_size=text_vocabulary,
+        text_length=text_length,
+        image_vocab_size=min(IMAGE_TOKENS, embedded - 1),
+        image_length=image_length,
+        encoder_layers=encoder.count("layers."),
+        decoder_layers=decoder.count("layers."),
+        num_heads=hidden // HEAD_SIZE,
+        hidden_size=hidden,
+        ffn_size=ffn,
+        embedded_image_tokens=embedded,
+        start_token_id=start_token_id,
+    )
+    fill(prior, encoder, decoder)
+    return prior
+
+
+def empty_prior(**config) -> BartPrior:
+    """The structure alone: no memory, no random numbers."""
+    with torch.device("meta"):
+        return BartPrior(**config).eval()
+
+
+def fill(prior: BartPrior, encoder: Tensors, decoder: Tensors) -> None:
+    """Gives the prior the tensors of both files, in the files' dtype."""
+    config, state = prior.config, {}
+    width, ffn = config.hidden_size, config.ffn_size
+
+    def norm(ours, file, theirs, size=width, scale=True):
+        """A norm before a linear layer has no scale in these files (flax: use_scale=False): ones."""
+        state[f"{ours}.bias"] = file.take(f"{theirs}.bias", size)
+        state[f"{ours}.weight"] = (
+            file.take(f"{theirs}.weight", size) if scale else torch.ones_like(state[f"{ours}.bias"])
+        )
+
+    def attention(ours, file, theirs):
+        q, k, v, state[f"{ours}.out.weight"] = (
+            file.take(f"{theirs}.{part}_proj.weight", width, width) for part in ("q", "k", "v", "out")
+        )
+        if ours.endswith("cross_attn"):
+            state[f"{ours}.q.weight"], state[f"{ours}.kv.weight"] = q, torch.cat([k, v])
+        else:
+            state[f"{ours}.qkv.weight"] = torch.cat([q, k, v])
+
+    for file, layers, side, cross in (
+        (encoder, config.encoder_layers, "encoder", False),
+        (decoder, config.decoder_layers, "decoder", True),
+    ):
+        for i in range(layers):
+            ours, theirs = f"{side}.{i}", f"layers.{i}"
+            norm(f"{ours}.pre_self_attn_ln", file, f"{theirs}.pre_self_attn_layer_norm", scale=False)
+            attention(f"{ours}.self_attn", file, f"{theirs}.self_attn")
+            norm(f"{ours}.self_attn_ln", file, f"{theirs}.self_attn_layer_norm")
+            if cross:
+                norm(f"{ours}.pre_cross_attn_ln", file, f"{theirs}.pre_encoder_attn_layer_norm", scale=False)
+                attention(f"{ours}.cross_attn", file, f"{theirs}.encoder_attn")
+                norm(f"{ours}.cross_attn_ln", file, f"{theirs}.encoder_attn_layer_norm")
+            norm(f"{ours}.glu.ln0", file, f"{theirs}.glu.ln0", scale=False)
+            norm(f"{ours}.glu.ln1", file, f"{theirs}.glu.ln1", ffn, scale=False)
+            gate, value = (file.take(f"{theirs}.glu.{part}.weight", ffn, width) for part in ("fc0", "fc1"))
+            state[f"{ours}.glu.gate_and_value.weight"] = torch.cat([gate, value])
+            state[f"{ours}.glu.out.weight"] = file.take(f"{theirs}.glu.fc2.weight", width, ffn)
+        norm(f"{side}_ln", file, "final_ln", scale=False)
+
+    for file, ours, rows, positions in (
+        (encoder, "text", config.text_vocab_size, config.text_length),
+        (decoder, "image", config.embedded_image_tokens, config.image_length),
+    ):
+        state[f"{ours}_embedding.weight"] = file.take("embed_tokens.weight", rows, width)
+        state[f"{ours}_position.weight"] = file.take("embed_positions.weight", positions, width)
+        norm(f"{ours}_ln", file, "layernorm_embedding")
+    head = decoder.take("lm_head.weight", config.embedded_image_tokens, width)
+    state["head.weight"] = head[: config.image_vocab_size].clone()  # the rest is never sampled
+    encoder.finish()
+    decoder.finish()
+    prior.load_state_dict(state, strict=True, assign=True)
+
+
+def text_tokenizer(vocab: Path, merges: Path) -> PreTrainedTokenizerFast:
+    """Byte-pair merges of words that begin with "Ġ"; the text must have gone through `text_normalizer.min_dalle`."""
+    vocabulary = read_json(vocab)
+    lines = need(merges).read_text(encoding="utf-8").split("\n")[1:-1]
+    pairs = [tuple(line.split()) for line in lines]
+    if not pairs or any(len(pair) != 2 for pair in pairs):
+        raise ModelError(f"{merges} is not a list of merges, two parts a line. Download it again.")
+    try:
+        tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=pairs, unk_token="<unk>"))
+        # min-dalle cuts at spaces only, and drops what is empty between two.
+        tokenizer.normalizer = normalizers.Sequence([normalizers.Replace(Regex(" +"), " "), normalizers.Replace(Regex("^ | $"), "")])
+        tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(replacement="Ġ", prepend_scheme="always", split=True)
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single="<s> $A </s>", special_tokens=[(mark, vocabulary[mark]) for mark in ("<s>", "</s>")]
+        )
+    except Exception as error:  # tokenizers raises plain Exception
+        raise ModelError(f"{vocab} and {merges} do not fit each other ({error}). Download them again.") from None
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="<pad>", unk_token="<unk>"
+    )
+
+
+def read_json(path: Path) -> dict:
+    try:
+        content = json.loads(need(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ModelError(f"{path} cannot be read as JSON ({error}). Download it again.") from None
+    if not isinstance(content, dict):
+        raise ModelError(f"{path} must hold a JSON object.")
+    return content

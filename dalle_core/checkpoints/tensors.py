@@ -1,0 +1,83 @@
+"""Reading weights from foreign files: strictly, safely, and with errors that name file and key."""
+
+import zipfile
+from pathlib import Path
+
+import torch
+
+from dalle_core.errors import ModelError
+
+
+class Tensors:
+    """The tensors of one file, taken one by one with the shape each must have; what is left at the end is an error."""
+
+    def __init__(self, path: Path, tensors: dict[str, torch.Tensor]):
+        self.path, self.tensors = path, dict(tensors)
+
+    def __contains__(self, key: str) -> bool:
+        return key in self.tensors
+
+    def shape(self, key: str, dimensions: int) -> tuple[int, ...]:
+        """The shape of a tensor from which sizes are read. Raises ModelError when it is missing or has other dimensions."""
+        self._present(key)
+        shape = tuple(self.tensors[key].shape)
+        if len(shape) != dimensions:
+            raise ModelError(f"{self.path}: {key} has the shape {list(shape)}; {dimensions} dimensions were expected.")
+        return shape
+
+    def take(self, key: str, *shape: int) -> torch.Tensor:
+        """Raises ModelError when the tensor is missing, has another shape, or holds NaN or infinity."""
+        self._present(key)
+        tensor = self.tensors.pop(key)
+        if tuple(tensor.shape) != shape:
+            raise ModelError(f"{self.path}: {key} has the shape {list(tensor.shape)}; {list(shape)} was expected.")
+        if not tensor.is_floating_point():
+            raise ModelError(f"{self.path}: {key} holds {tensor.dtype}, not floating-point numbers.")
+        if not torch.isfinite(tensor).all():
+            raise ModelError(f"{self.path}: {key} holds NaN or infinity. The file is damaged: download it again.")
+        return tensor.contiguous()
+
+    def finish(self) -> None:
+        """Raises ModelError when a tensor was not taken."""
+        if self.tensors:
+            key = min(self.tensors)
+            raise ModelError(f"{self.path}: the key {key} is unexpected ({len(self.tensors)} of them). It is another model.")
+
+    def count(self, prefix: str) -> int:
+        """How many of `prefix`0, `prefix`1, ... there are."""
+        numbers = {key[len(prefix) :].split(".")[0] for key in self.tensors if key.startswith(prefix)}
+        return sum(number.isdecimal() for number in numbers)
+
+    def _present(self, key: str) -> None:
+        if key not in self.tensors:
+            raise ModelError(f"{self.path}: the key {key} is missing. The file is of another model, or damaged.")
+
+
+def read_torch(path: Path, inside: str | None = None) -> Tensors:
+    """A file that `torch.save` wrote: a flat dict of tensors, or the one under the key `inside`. Runs no code from it."""
+    need(path)
+    try:
+        if zipfile.is_zipfile(path):  # PyTorch does not check the sums that the file holds
+            with zipfile.ZipFile(path) as archive:
+                if bad := archive.testzip():
+                    raise ModelError(f"{path} is damaged at {bad} (wrong checksum): download it again.")
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except ModelError:
+        raise
+    except Exception as error:  # from pickle, zip and torch: dozens of kinds
+        reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+        raise ModelError(f"{path} cannot be read as weights ({reason}). It is damaged, or holds more than weights.") from None
+    if inside is not None:
+        if not isinstance(content, dict) or inside not in content:
+            raise ModelError(f"{path}: the key {inside} is missing. It is another kind of file.")
+        content = content[inside]
+    if not isinstance(content, dict) or not all(isinstance(value, torch.Tensor) for value in content.values()):
+        raise ModelError(f"{path} does not hold a dict of tensors.")
+    return Tensors(path, content)
+
+
+def need(path: Path) -> Path:
+    """The path. Raises ModelError when there is no such file."""
+    if not path.is_file():
+        raise ModelError(f"{path} is missing: the folder is not complete. Download it again.")
+    return path

@@ -1,0 +1,186 @@
+"""Files from the Hugging Face Hub: from the cache without a network call when they are there, else downloaded.
+
+huggingface_hub does the work: the cache, retries, files written whole or not at all. Added here: room on the disk is
+checked first, progress is told, checksums are verified, a repository keeps the revision of its first download, and what
+can go wrong becomes one sentence.
+"""
+
+import hashlib
+import json
+import os
+import re
+import time
+from collections.abc import Callable
+from fnmatch import fnmatch
+from pathlib import Path
+
+import huggingface_hub
+from huggingface_hub import constants
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+from tqdm.auto import tqdm
+
+from dalle_core.errors import ModelError
+from dalle_core.memory import check_disk, gigabytes
+
+Progress = Callable[[str], None]  # told what is going on, in a line for people
+
+
+def cache_folder() -> Path:
+    """What this project keeps of models, beside the Hub's own cache (HF_HOME moves both)."""
+    return Path(constants.HF_HOME) / "dalle_core"
+
+
+def fetch(repo: str, patterns: list[str], revision: str | None = None, tell: Progress | None = None) -> Path:
+    """The folder with the files of a repository that match `patterns`; each pattern must match one or more files.
+
+    revision None: the one of the first download, which is recorded. Raises ModelError with what to do next.
+    """
+    recorded = revision or _recorded().get(repo)
+    folder = _cached(repo, patterns, recorded)
+    return folder or _download(repo, patterns, recorded, tell)
+
+
+def is_cached(repo: str, patterns: list[str], revision: str | None = None) -> bool:
+    """Whether `fetch` would need no network."""
+    return _cached(repo, patterns, revision or _recorded().get(repo)) is not None
+
+
+def _cached(repo: str, patterns: list[str], revision: str | None) -> Path | None:
+    try:
+        folder = Path(
+            huggingface_hub.snapshot_download(repo, revision=revision, allow_patterns=patterns, local_files_only=True)
+        )
+    except (LocalEntryNotFoundError, HFValidationError, OSError):
+        return None
+    # An interrupted download leaves a folder with some of the files.
+    return folder if all(any(folder.glob(pattern)) for pattern in patterns) else None
+
+
+def _download(repo: str, patterns: list[str], revision: str | None, tell: Progress | None) -> Path:
+    try:
+        files = huggingface_hub.snapshot_download(repo, revision=revision, allow_patterns=patterns, dry_run=True)
+        missing = [p for p in patterns if not any(fnmatch(file.filename, p) for file in files)]
+        if missing:
+            raise ModelError(f"{repo} on the Hub has no file {missing[0]}: it is not a model of the kind that was asked for.")
+        wanted = [file for file in files if file.will_download]
+        total = sum(file.file_size for file in wanted)
+        check_disk(Path(constants.HF_HUB_CACHE), total, f"The download of {repo}")
+        progress = _Bytes(repo, total, tell)
+        for file in files:
+            path = huggingface_hub.hf_hub_download(
+                repo, file.filename, revision=file.commit_hash, tqdm_class=progress.bar_class()
+            )
+            if file.will_download:
+                _verify(Path(path), file.file_size)
+        folder = Path(path).parents[len(Path(file.filename).parts) - 1]
+        _record(repo, files[0].commit_hash)
+        return folder
+    except GatedRepoError:
+        raise ModelError(
+            f"{repo} is gated: accept its terms on its Hub page, then log in with `hf auth login` and try again."
+        ) from None
+    except RevisionNotFoundError:
+        raise ModelError(f"{repo} has no revision {revision!r} any more. Remove it from {_record_file()} to take the newest.") from None
+    except RepositoryNotFoundError:
+        raise ModelError(
+            f"The Hub has no repository {repo!r}, or it is private. Check the spelling; for a private one, `hf auth login`."
+        ) from None
+    except HFValidationError:
+        raise ModelError(f"{repo!r} is not a Hub id (owner/name).") from None
+    except OfflineModeIsEnabled:
+        raise ModelError(
+            f"{repo} is not in the cache, and HF_HUB_OFFLINE forbids downloads. Unset it once, while there is a network."
+        ) from None
+    except ModelError:
+        raise
+    except OSError as error:
+        if error.errno == 28:  # no space left on device
+            raise ModelError(f"The disk became full while {repo} was downloaded. Free some space and try again.") from None
+        raise _failed(repo, error) from None
+    except Exception as error:  # from the HTTP library and from Xet: dozens of kinds
+        raise _failed(repo, error) from None
+
+
+def _failed(repo: str, error: Exception) -> ModelError:
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+    return ModelError(
+        f"{repo} could not be downloaded: {reason}. Check the network and try again; files that are complete are kept."
+    )
+
+
+def _verify(path: Path, size: int) -> None:
+    """Checks a downloaded file against the size and, for large files, the SHA-256 that the Hub gave for it."""
+    blob = path.resolve()  # the cache names a large file by its SHA-256
+    wrong = path.stat().st_size != size
+    if not wrong and re.fullmatch("[0-9a-f]{64}", blob.name):
+        with open(blob, "rb") as file:
+            wrong = hashlib.file_digest(file, "sha256").hexdigest() != blob.name
+    if wrong:
+        blob.unlink()
+        path.unlink(missing_ok=True)
+        raise ModelError(f"{path.name} arrived damaged (wrong size or checksum) and was removed. Try again.")
+
+
+class _Bytes:
+    """Progress over all files of a repository: bytes, rate, time left."""
+
+    def __init__(self, repo: str, total: int, tell: Progress | None):
+        self.repo, self.total, self.tell = repo, total, tell
+        self.done, self.started, self.told = 0, time.monotonic(), 0.0
+        self.bar = tqdm(total=total, unit="B", unit_scale=True, desc=repo, disable=tell is not None or total == 0)
+
+    def add(self, count: float) -> None:
+        self.done += count
+        self.bar.update(count)
+        now = time.monotonic()
+        if self.tell and now - self.told > 0.3:
+            self.told = now
+            rate = self.done / max(now - self.started, 1e-3)
+            left = (self.total - self.done) / max(rate, 1)
+            self.tell(
+                f"Downloading {self.repo}: {gigabytes(self.done)} of {gigabytes(self.total)}, "
+                f"{rate / 1e6:.1f} MB/s, {left:.0f} s left"
+            )
+
+    def bar_class(self):
+        """A tqdm that shows nothing and adds here what it is told."""
+        outer = self
+
+        class Bar(tqdm):
+            def __init__(self, *args, **kwargs):
+                kwargs.pop("name", None)  # huggingface_hub's own
+                super().__init__(*args, **kwargs | {"disable": True})
+
+            def update(self, count=1):
+                outer.add(count or 0)
+
+        return Bar
+
+
+# ---------------------------------------------------------------- which revision
+
+
+def _record_file() -> Path:
+    return cache_folder() / "revisions.json"
+
+
+def _recorded() -> dict[str, str]:
+    try:
+        return json.loads(_record_file().read_text())
+    except (OSError, ValueError):
+        return {}
+
+
+def _record(repo: str, revision: str) -> None:
+    file = _record_file()
+    file.parent.mkdir(parents=True, exist_ok=True)
+    part = file.with_suffix(f".{os.getpid()}")
+    part.write_text(json.dumps(_recorded() | {repo: revision}, indent=1))
+    part.replace(file)

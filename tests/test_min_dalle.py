@@ -1,0 +1,190 @@
+"""min-dalle's files (DALL·E mini and mega), written by its own code: the same texts, states, logits, tokens, pixels."""
+
+import pickle
+import zipfile
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dalle_core import ModelError, image_tokenizer
+from dalle_core.checkpoints import min_dalle, vqgan
+from dalle_core.checkpoints.tensors import read_torch
+from dalle_core.engine import SamplingSettings, generate
+from dalle_core.text_tokenizer import encode_prompts
+from tests.published import MinDalleFiles
+
+
+@pytest.fixture(scope="module")
+def peer(tmp_path_factory):
+    return MinDalleFiles(tmp_path_factory.mktemp("min-dalle"))
+
+
+@pytest.fixture(scope="module")
+def parts(peer):
+    return min_dalle.convert(min_dalle.find(peer.folder))
+
+
+@pytest.fixture(scope="module")
+def ids(parts):
+    return encode_prompts(parts["text_tokenizer"], ["the red fox and a cat", ""], 64, "min-dalle")
+
+
+@torch.no_grad()
+def test_encoder_states(peer, parts, ids):
+    states, _ = parts["prior"].float().encode_text(ids)
+    for row in range(2):  # the encoder's output at padding is never looked at
+        text = ids[row] != 1
+        expected = peer.encode(ids[row : row + 1])[0, text]
+        torch.testing.assert_close(states[row, text], expected, atol=1e-4, rtol=0)
+
+
+@torch.no_grad()
+def test_logits_at_every_position(peer, parts, ids):
+    tokens = torch.randint(16384, (1, 255), generator=torch.Generator().manual_seed(1))
+    ours = parts["prior"].float()(ids[:1], tokens)[0]
+    expected = peer.logits(ids[:1], tokens)
+    assert ours.shape == expected.shape == (256, 16384)
+    torch.testing.assert_close(ours, expected, atol=1e-4, rtol=0)
+
+
+def test_greedy_tokens_under_guidance(peer, parts, ids):
+    steps = generate(parts["prior"].float(), ids[:1], ids[1:], torch.zeros(2, 256), SamplingSettings(0.0, 0, 1.0, 4.0))
+    for _ in range(40):
+        tokens = next(steps)
+    steps.close()
+    expected = peer.greedy(ids[:1], ids[1:], 4.0, 40)
+    assert tokens[0, :40].tolist() == tokens[1, :40].tolist() == expected.tolist()
+    assert len(set(expected.tolist())) > 10
+
+
+@torch.no_grad()
+def test_cached_steps_equal_the_full_forward(parts, ids):
+    prior, tokens = parts["prior"].float(), torch.randint(16384, (4, 12))
+    full = prior(ids.repeat_interleave(2, dim=0), tokens)
+    cache, logits = prior.prefill(ids, copies=2)
+    torch.testing.assert_close(logits, full[:, 0], atol=1e-4, rtol=0)
+    for position in range(12):
+        logits = prior.decode(tokens[:, position], cache, position)
+        torch.testing.assert_close(logits, full[:, position + 1], atol=1e-4, rtol=0)
+
+
+@torch.no_grad()
+def test_pixels(peer, parts):
+    tokens = torch.randint(16384, (1, 256))
+    expected = peer.detoker.forward(False, tokens) / 255  # [256, 256, 3] in [0, 1]
+    pixels = image_tokenizer.decode(parts["image_tokenizer"], tokens.view(1, 16, 16))
+    assert 0.02 < expected.std() and (expected > 0).float().mean() > 0.2
+    torch.testing.assert_close((pixels[0].permute(1, 2, 0) + 1) / 2, expected, atol=1e-4, rtol=0)
+    with pytest.raises(Exception, match="without its encoder"):
+        image_tokenizer.encode(parts["image_tokenizer"], pixels)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.text(alphabet=st.sampled_from("acdefhnortx THE!,'\"-9\téñ狐🦊\u200b"), max_size=60))
+def test_text(peer, parts, text):
+    tokenizer = _peer_tokenizer(peer)
+    expected = tokenizer.tokenize(text)
+    if len(expected) > 64:
+        expected = expected[:63] + expected[-1:]  # min-dalle drops the end mark of a long prompt; training did not
+    ids = encode_prompts(parts["text_tokenizer"], [text], 64, "min-dalle")[0]
+    assert ids.tolist() == expected + [1] * (64 - len(expected))
+
+
+def _peer_tokenizer(peer):
+    import json
+
+    vocab = json.loads((peer.folder / "vocab_mini.json").read_text())
+    merges = (peer.folder / "merges_mini.txt").read_text().split("\n")[1:-1]
+    return peer.package.text_tokenizer.TextTokenizer(vocab, merges)
+
+
+# ---------------------------------------------------------------- what is damaged
+
+
+@pytest.fixture
+def small(tmp_path):
+    return MinDalleFiles(tmp_path / "files", width=64, ffn=8, layers=1, detoker=False, suffix="")
+
+
+def read(folder):
+    return min_dalle.convert_prior(read_torch(folder / "encoder.pt"), read_torch(folder / "decoder.pt"))
+
+
+@pytest.mark.parametrize(
+    ("file", "key"),
+    [("encoder", "layers.0.glu.fc2.weight"), ("decoder", "layers.0.encoder_attn.k_proj.weight"),
+     ("decoder", "lm_head.weight"), ("encoder", "final_ln.bias")],
+)  # fmt: skip
+def test_missing_unexpected_misshapen_and_nan_keys_name_themselves(small, file, key):
+    path = small.folder / f"{file}.pt"
+    state = torch.load(path, weights_only=True)
+
+    def fails_with(changed, message):
+        torch.save(changed, path)
+        with pytest.raises(ModelError, match=message) as error:
+            read(small.folder)
+        assert path.name in str(error.value)
+
+    fails_with({k: v for k, v in state.items() if k != key}, f"{key} is missing")
+    fails_with(state | {key: torch.zeros(3, 3)}, f"{key} has the shape")
+    fails_with(state | {"layers.0.intruder": torch.zeros(1)}, "layers.0.intruder is unexpected")
+    fails_with(state | {key: torch.full_like(state[key], torch.nan)}, f"{key} holds NaN")
+    fails_with(state | {key: state[key].long()}, f"{key} holds torch.int64")
+    torch.save(state, path)
+    read(small.folder)
+
+
+def test_truncated_and_flipped_files_are_found(small):
+    path = small.folder / "decoder.pt"
+    content = path.read_bytes()
+    for damaged in (content[: len(content) // 2], b"", content[:100], content[:-200]):
+        path.write_bytes(damaged)
+        with pytest.raises(ModelError, match="decoder.pt"):
+            read(small.folder)
+    with zipfile.ZipFile(small.folder / "encoder.pt") as archive:
+        largest = max(archive.infolist(), key=lambda info: info.file_size)
+    for offset in (len(content) // 3, len(content) // 2, len(content) * 2 // 3):
+        path.write_bytes(content[:offset] + bytes([content[offset] ^ 0x40]) + content[offset + 1 :])
+        with pytest.raises(ModelError, match="decoder.pt"):
+            read(small.folder)
+    assert largest.file_size > 1000
+
+
+def test_a_pickle_never_runs(small, tmp_path):
+    class Bomb:
+        def __reduce__(self):
+            return (open, (str(tmp_path / "ran"), "w"))
+
+    path = small.folder / "decoder.pt"
+    torch.save({"lm_head.weight": Bomb()}, path)
+    with pytest.raises(ModelError, match="more than weights"):
+        read(small.folder)
+    path.write_bytes(pickle.dumps(Bomb()))
+    with pytest.raises(ModelError, match="decoder.pt"):
+        read(small.folder)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_folder_with_both_models_and_one_with_neither(small, tmp_path):
+    assert min_dalle.find(tmp_path) is None
+    (small.folder / "decoder_mini.pt").write_bytes(b"")
+    with pytest.raises(ModelError, match="both DALL·E mini and mega"):
+        min_dalle.find(small.folder)
+
+
+def test_the_package_s_own_folders_are_found(tmp_path):
+    for name in ("dalle_bart_mini/decoder.pt", "vqgan/detoker.pt"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).touch()
+    for folder in (tmp_path, tmp_path / "dalle_bart_mini"):
+        files = min_dalle.find(folder)
+        assert files["decoder"] == tmp_path / "dalle_bart_mini" / "decoder.pt" and files["detoker"].exists()
+
+
+def test_an_image_tokenizer_with_a_wrong_key_names_it(peer, tmp_path):
+    state = peer.detoker.state_dict()
+    torch.save({k: v for k, v in state.items() if k != "decoder.mid.attn_1.q.weight"}, tmp_path / "detoker.pt")
+    with pytest.raises(ModelError, match="decoder.mid.attn_1.q.weight is missing"):
+        vqgan.convert(read_torch(tmp_path / "detoker.pt"), True, "embedding.weight")
