@@ -1,0 +1,105 @@
+"""minDALL·E's folder: files in its key layout load into GPTPrior and VQModel, and compute what they should."""
+
+import json
+
+import pytest
+import torch
+import yaml
+from tokenizers.implementations import CharBPETokenizer
+
+from dalle_core import ModelError, image_tokenizer
+from dalle_core.checkpoints import mindalle
+from dalle_core.text_tokenizer import encode_prompts, fit_prompt
+from tests import plain
+
+CONFIG = {"stage2": {"hparams": {"embed_dim": 128, "n_layers": 2, "n_heads": 2, "ctx_len_img": 256, "ctx_len_txt": 64}}}
+
+
+def write(folder, stage1=None, stage2=None, config=CONFIG):
+    (folder / "tokenizer").mkdir(parents=True, exist_ok=True)
+    torch.save({"state_dict": stage1 or plain.vqgan_state()}, folder / "stage1_last.ckpt")
+    torch.save({"state_dict": stage2 or plain.mindalle_state()}, folder / "stage2_last.ckpt")
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    pieces = ["[PAD]", "[UNK]", *"abcdefghijklmnopqrstuvwxyz", *(f"{c}</w>" for c in "abcdefghijklmnopqrstuvwxyz"), "ca", "cat</w>"]
+    (folder / "tokenizer" / "bpe-16k-vocab.json").write_text(json.dumps({p: i for i, p in enumerate(pieces)}))
+    (folder / "tokenizer" / "bpe-16k-merges.txt").write_text("#version: 0.2\nc a\nca t</w>\n")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return write(tmp_path_factory.mktemp("mindalle") / "1.3B")
+
+
+@pytest.fixture(scope="module")
+def parts(folder):
+    return mindalle.convert(mindalle.find(folder))
+
+
+@torch.no_grad()
+def test_logits_at_every_position(parts):
+    generator = torch.Generator().manual_seed(0)
+    texts = torch.randint(60, (2, 64), generator=generator)
+    images = torch.randint(64, (2, 255), generator=generator)
+    expected = plain.mindalle_logits(plain.mindalle_state(), 2, texts, images)
+    assert expected.std() > 0.1
+    torch.testing.assert_close(parts["prior"](texts, images).double(), expected, atol=1e-4, rtol=0)
+    cache, logits = parts["prior"].prefill(texts)
+    for position in range(3):
+        torch.testing.assert_close(logits.double(), expected[:, position], atol=1e-4, rtol=0)
+        logits = parts["prior"].decode(images[:, position], cache, position)
+
+
+@torch.no_grad()
+def test_pixels_and_tokens(parts):
+    peer, model = plain.VQGAN(plain.vqgan_state()), parts["image_tokenizer"]
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randint(64, (1, 16, 16), generator=generator)
+    expected = peer.pixels(tokens).clamp(-1, 1)
+    assert expected.std() > 0.1
+    torch.testing.assert_close(image_tokenizer.decode(model, tokens).double(), expected, atol=1e-4, rtol=0)
+    pixels = torch.rand(1, 3, 256, 256, generator=generator) * 2 - 1
+    assert torch.equal(image_tokenizer.encode(model, pixels), peer.tokens(pixels))
+    assert len(peer.tokens(pixels).unique()) > 5
+
+
+def test_text_is_that_of_its_own_tokenizer(folder, parts):
+    files = mindalle.find(folder)
+    peer = CharBPETokenizer.from_file(str(files["vocab"]), str(files["merges"]), unk_token="[UNK]", lowercase=True)
+    peer.enable_padding(length=64, pad_id=peer.token_to_id("[PAD]"))
+    peer.enable_truncation(max_length=64)
+    for prompt in ("A cat", "the CAT sat, ünder", "", "cat " * 80):
+        ids = encode_prompts(parts["text_tokenizer"], [prompt], 64)
+        assert ids[0].tolist() == peer.encode(prompt).ids
+    used, dropped = fit_prompt(parts["text_tokenizer"], "cat " * 80, 64)
+    assert used == ("cat " * 64).strip() and dropped == ("cat " * 16).strip()
+
+
+def test_what_is_wrong_is_named(tmp_path):
+    stage2 = plain.mindalle_state()
+
+    def fails(message, **files):
+        folder = write(tmp_path / str(len(list(tmp_path.iterdir()))), **files)
+        with pytest.raises(ModelError, match=message):
+            mindalle.convert(mindalle.find(folder))
+
+    fails("blocks.1.attn.key.bias is missing", stage2={k: v for k, v in stage2.items() if k != "blocks.1.attn.key.bias"})
+    fails("blocks.0.mlp.0.weight has the shape", stage2=stage2 | {"blocks.0.mlp.0.weight": torch.zeros(2, 2)})
+    fails("sos.weight is unexpected", stage2=stage2 | {"sos.weight": torch.zeros(1)})
+    fails("ln_f.bias holds NaN", stage2=stage2 | {"ln_f.bias": torch.full((128,), torch.nan)})
+    fails("n_layers is 3", config={"stage2": {"hparams": CONFIG["stage2"]["hparams"] | {"n_layers": 3}}})
+    fails("n_heads is 3", config={"stage2": {"hparams": CONFIG["stage2"]["hparams"] | {"n_heads": 3}}})
+    fails("gelu_use_approx", config={"stage2": {"hparams": {"gelu_use_approx": True}}})
+    stage1 = plain.vqgan_state()
+    fails("encoder.norm_out.bias is missing", stage1={k: v for k, v in stage1.items() if k != "encoder.norm_out.bias"})
+
+
+def test_missing_and_damaged_files_are_named(folder, tmp_path):
+    for name in ("config.yaml", "stage1_last.ckpt", "tokenizer/bpe-16k-vocab.json", "tokenizer/bpe-16k-merges.txt"):
+        broken = write(tmp_path / name.replace("/", "-"))
+        (broken / name).write_bytes((broken / name).read_bytes()[: 40 if "json" in name or "ckpt" in name else 2])
+        with pytest.raises(ModelError, match=name.split("/")[-1]):
+            mindalle.convert(mindalle.find(broken))
+        (broken / name).unlink()
+        with pytest.raises(ModelError, match=f"{name.split('/')[-1]} is missing"):
+            mindalle.convert(mindalle.find(broken))
