@@ -258,9 +258,13 @@ def _load_model(folder: Path, cls, file: str, dtype: torch.dtype):
                     )
             for key in found.keys() - expected.keys():
                 raise ModelError(f"{path}: the key {key} is unexpected. The file belongs to another model.")
-            state = {key: weights.get_tensor(key).to(dtype) for key in expected}
+            state = {key: weights.get_tensor(key) for key in expected}
     except (SafetensorError, OSError) as error:
         raise ModelError(f"{path} cannot be read ({error}). It is damaged or incomplete: download it again.") from None
+    for key, value in state.items():
+        if not torch.isfinite(value).all():
+            raise ModelError(f"{path}: {key} holds NaN or infinity. The file is damaged: download or save it again.")
+        state[key] = value.to(dtype)
     model.load_state_dict(state, strict=True, assign=True)
     for name, buffer in list(model.named_buffers()):  # what follows from the config is not in the file
         if buffer.is_meta:

@@ -5,6 +5,7 @@ checked first, progress is told, checksums are verified, a repository keeps the 
 can go wrong becomes one sentence.
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -17,6 +18,7 @@ from pathlib import Path
 import huggingface_hub
 from huggingface_hub import constants
 from huggingface_hub.errors import (
+    DryRunError,
     GatedRepoError,
     HFValidationError,
     LocalEntryNotFoundError,
@@ -65,7 +67,7 @@ def _cached(repo: str, patterns: list[str], revision: str | None) -> Path | None
 
 def _download(repo: str, patterns: list[str], revision: str | None, tell: Progress | None) -> Path:
     try:
-        files = huggingface_hub.snapshot_download(repo, revision=revision, allow_patterns=patterns, dry_run=True)
+        files = huggingface_hub.snapshot_download(repo, revision=revision, allow_patterns=patterns, dry_run=True, tqdm_class=_Silent)
         missing = [p for p in patterns if not any(fnmatch(file.filename, p) for file in files)]
         if missing:
             raise ModelError(f"{repo} on the Hub has no file {missing[0]}: it is not a model of the kind that was asked for.")
@@ -73,46 +75,42 @@ def _download(repo: str, patterns: list[str], revision: str | None, tell: Progre
         total = sum(file.file_size for file in wanted)
         check_disk(Path(constants.HF_HUB_CACHE), total, f"The download of {repo}")
         progress = _Bytes(repo, total, tell)
-        for file in files:
-            path = huggingface_hub.hf_hub_download(
-                repo, file.filename, revision=file.commit_hash, tqdm_class=progress.bar_class()
-            )
-            if file.will_download:
-                _verify(Path(path), file.file_size)
+        with progress.bar:
+            for file in files:
+                path = huggingface_hub.hf_hub_download(
+                    repo, file.filename, revision=file.commit_hash, tqdm_class=progress.bar_class()
+                )
+                if file.will_download:
+                    _verify(Path(path), file.file_size)
         folder = Path(path).parents[len(Path(file.filename).parts) - 1]
         _record(repo, files[0].commit_hash)
         return folder
-    except GatedRepoError:
-        raise ModelError(
-            f"{repo} is gated: accept its terms on its Hub page, then log in with `hf auth login` and try again."
-        ) from None
-    except RevisionNotFoundError:
-        raise ModelError(f"{repo} has no revision {revision!r} any more. Remove it from {_record_file()} to take the newest.") from None
-    except RepositoryNotFoundError:
-        raise ModelError(
-            f"The Hub has no repository {repo!r}, or it is private. Check the spelling; for a private one, `hf auth login`."
-        ) from None
-    except HFValidationError:
-        raise ModelError(f"{repo!r} is not a Hub id (owner/name).") from None
-    except OfflineModeIsEnabled:
-        raise ModelError(
-            f"{repo} is not in the cache, and HF_HUB_OFFLINE forbids downloads. Unset it once, while there is a network."
-        ) from None
     except ModelError:
         raise
-    except OSError as error:
-        if error.errno == 28:  # no space left on device
-            raise ModelError(f"The disk became full while {repo} was downloaded. Free some space and try again.") from None
-        raise _failed(repo, error) from None
-    except Exception as error:  # from the HTTP library and from Xet: dozens of kinds
-        raise _failed(repo, error) from None
+    except Exception as error:  # from huggingface_hub, its HTTP library and Xet: dozens of kinds
+        raise _explained(repo, revision, error) from None
 
 
-def _failed(repo: str, error: Exception) -> ModelError:
-    reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-    return ModelError(
-        f"{repo} could not be downloaded: {reason}. Check the network and try again; files that are complete are kept."
-    )
+def _explained(repo: str, revision: str | None, error: Exception) -> ModelError:
+    """What happened, and what to do next."""
+    if isinstance(error, DryRunError) and error.__cause__ is not None:
+        error = error.__cause__
+    if isinstance(error, GatedRepoError):
+        text = f"{repo} is gated: accept its terms on its Hub page, then log in with `hf auth login` and try again."
+    elif isinstance(error, RevisionNotFoundError):
+        text = f"{repo} has no revision {revision!r} any more. Remove it from {_record_file()} to take the newest."
+    elif isinstance(error, RepositoryNotFoundError):
+        text = f"The Hub has no repository {repo!r}, or it is private. Check the spelling; for a private one, `hf auth login`."
+    elif isinstance(error, HFValidationError):
+        text = f"{repo!r} is not a Hub id (owner/name)."
+    elif isinstance(error, OfflineModeIsEnabled):
+        text = f"{repo} is not in the cache, and HF_HUB_OFFLINE forbids downloads. Unset it once, while there is a network."
+    elif getattr(error, "errno", None) == errno.ENOSPC:
+        text = f"The disk became full while {repo} was downloaded. Free some space and try again."
+    else:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+        text = f"{repo} could not be downloaded: {reason}. Check the network and try again; files that are complete are kept."
+    return ModelError(text)
 
 
 def _verify(path: Path, size: int) -> None:
@@ -126,6 +124,14 @@ def _verify(path: Path, size: int) -> None:
         blob.unlink()
         path.unlink(missing_ok=True)
         raise ModelError(f"{path.name} arrived damaged (wrong size or checksum) and was removed. Try again.")
+
+
+class _Silent(tqdm):
+    """A bar that shows nothing."""
+
+    def __init__(self, *args, **kwargs):
+        kwargs.pop("name", None)  # huggingface_hub's own
+        super().__init__(*args, **kwargs | {"disable": True})
 
 
 class _Bytes:
@@ -150,14 +156,10 @@ class _Bytes:
             )
 
     def bar_class(self):
-        """A tqdm that shows nothing and adds here what it is told."""
+        """A tqdm that adds here what it is told."""
         outer = self
 
-        class Bar(tqdm):
-            def __init__(self, *args, **kwargs):
-                kwargs.pop("name", None)  # huggingface_hub's own
-                super().__init__(*args, **kwargs | {"disable": True})
-
+        class Bar(_Silent):
             def update(self, count=1):
                 outer.add(count or 0)
 

@@ -95,7 +95,7 @@ def test_steps_count_tokens_and_previews_grow(tiny_pipeline):
 
 def test_closing_the_stream_stops_the_work(own_pipeline):
     calls = []
-    own_pipeline.prior.register_forward_hook(lambda *_: calls.append(1))
+    own_pipeline.prior.head.register_forward_hook(lambda *_: calls.append(1))
     stream = own_pipeline.stream("a fox", num_candidates=2)
     next(stream), next(stream)
     stream.close()
@@ -104,23 +104,23 @@ def test_closing_the_stream_stops_the_work(own_pipeline):
 
 def test_out_of_memory_halves_the_chunk_and_keeps_what_is_finished(own_pipeline):
     expected = by_index(own_pipeline("a fox", num_candidates=12, seed=4))
-    forward, chunks = own_pipeline.prior.forward, []
+    decode, chunks = own_pipeline.prior.decode, []
 
-    def scarce(*args, image_ids=None, cache=None, **kwargs):
-        if image_ids is not None and cache.k.shape[1] > 16:  # rows are padded to 16: a chunk of more than 16 fails
-            chunks.append(cache.k.shape[1])
+    def scarce(image_ids, cache, position):
+        if len(image_ids) > 16:
+            chunks.append(len(image_ids))
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return forward(*args, image_ids=image_ids, cache=cache, **kwargs)
+        return decode(image_ids, cache, position)
 
-    own_pipeline.prior.forward = scarce
+    own_pipeline.prior.decode = scarce
     generation = own_pipeline("a fox", num_candidates=40, seed=4)
-    assert chunks == [48, 32] and len(generation.candidates) == 40
+    assert chunks == [40, 20] and len(generation.candidates) == 40
     assert all(same(by_index(generation)[i], expected[i]) for i in range(12))
 
     def nothing(*args, **kwargs):
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes")
 
-    own_pipeline.prior.forward = nothing
+    own_pipeline.prior.decode = nothing
     with pytest.raises(InputError, match="not enough memory"):
         own_pipeline("a fox", num_candidates=4)
 

@@ -1,0 +1,50 @@
+"""Any model that `load` opens, into a folder of this project's layout with a model card: ready for `push_to_hub`."""
+
+from pathlib import Path
+
+import torch
+
+from dalle_core.catalogue import CATALOGUE, load
+from dalle_core.downloads import Progress
+
+CARD = """---
+license: {licence_tag}
+pipeline_tag: text-to-image
+tags: [dall-e, autoregressive, vqgan]
+---
+
+# {title}
+
+{source} converted into the layout of a `DallePipeline`: `dalle_core.load("owner/name")` opens it.
+
+Licence of the weights: {licence}. The licence and the credit are those of the source; read them there before sharing.
+
+| part | class | parameters |
+| --- | --- | --- |
+{parts}
+"""
+TAGS = {"MIT": "mit", "Apache-2.0": "apache-2.0", "CC-BY-4.0": "cc-by-4.0"}
+
+
+def convert(source: str, out: Path, dtype: torch.dtype, clip: str | None = None, tell: Progress | None = None) -> None:
+    """Writes the model at `source` (as `load` takes it) into the folder `out`, weights in `dtype`, with a README.md.
+
+    Raises ModelError as `load` does, and FileExistsError when `out` holds files.
+    """
+    if out.exists() and any(out.iterdir()):
+        raise FileExistsError(f"{out} is not empty: name a new folder.")
+    pipe = load(source, device="cpu", dtype=dtype, clip=clip, tell=tell)
+    pipe.save_pretrained(out, max_shard_size="1TB")
+    known = CATALOGUE.get(source)
+    licence = pipe.config.licence
+    rows = [
+        f"| `{name}` | {type(part).__name__} | {sum(p.numel() for p in part.parameters()):,} |"
+        for name, part in pipe.components.items()
+        if isinstance(part, torch.nn.Module)
+    ]
+    origin = f"`{known.repo}` on the Hugging Face Hub" if known and known.repo else f"`{Path(source).name}`"
+    card = CARD.format(
+        licence_tag=next((tag for name, tag in TAGS.items() if licence.startswith(name)), "other"),
+        title=known.title if known else pipe.name, source=origin, licence=licence, parts="\n".join(rows),
+    )  # fmt: skip
+    (out / "README.md").write_text(card, encoding="utf-8")

@@ -1,0 +1,162 @@
+"""`load` on folders and Hub repositories of published models: converted once, then loaded from the converted copy."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import huggingface_hub
+import pytest
+import torch
+from huggingface_hub import constants
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, PreTrainedTokenizerFast
+
+import dalle_core
+from dalle_core import ModelError, catalogue, memory
+from tests import hub as local
+from tests.published import MinDalleFiles
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module")
+def peer(tmp_path_factory):
+    return MinDalleFiles(tmp_path_factory.mktemp("min-dalle"), width=64, ffn=96, layers=1)
+
+
+@pytest.fixture(scope="module")
+def clip_folder(tmp_path_factory):
+    """A tiny CLIP as the Hub's repositories hold it."""
+    folder = tmp_path_factory.mktemp("clip")
+    vocab = {chr(c): c - 32 for c in range(33, 127)} | {f"{chr(c)}</w>": c + 100 for c in range(33, 127)}
+    vocab |= {"<|startoftext|>": 300, "<|endoftext|>": 301}
+    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[], end_of_word_suffix="</w>", unk_token="<|endoftext|>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    marks = [("<|startoftext|>", 300), ("<|endoftext|>", 301)]
+    tokenizer.post_processor = processors.TemplateProcessing("<|startoftext|> $A <|endoftext|>", special_tokens=marks)
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token=marks[0][0], eos_token=marks[1][0], pad_token=marks[1][0], unk_token=marks[1][0]
+    ).save_pretrained(folder)
+    (folder / "vocab.json").write_text(json.dumps(vocab))
+    (folder / "merges.txt").write_text("#version: 0.2\n")
+    small = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "projection_dim": 16}
+    text = small | {"vocab_size": 302, "max_position_embeddings": 77, "eos_token_id": 301, "pad_token_id": 301, "bos_token_id": 300}
+    torch.manual_seed(0)
+    CLIPModel(
+        CLIPConfig(text_config=text, vision_config=small | {"image_size": 32, "patch_size": 8}, projection_dim=16)
+    ).save_pretrained(folder)
+    CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path, monkeypatch):
+    monkeypatch.setattr(constants, "HF_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "home" / "hub"))
+    return tmp_path / "home"
+
+
+def test_a_folder_draws_ranks_saves_and_loads_again(peer, clip_folder, home, tmp_path, monkeypatch):
+    lines = []
+    pipe = dalle_core.load(peer.folder, clip=str(clip_folder), tell=lines.append)
+    assert any("Converting" in line for line in lines)
+    assert pipe.image_size == 256 and pipe.defaults["guidance_scale"] == 16.0 and pipe.clip_tokenizer is not None
+    keep = torch.ones(16, 16, dtype=torch.bool)
+    keep[-1, -2:] = False  # two tokens to draw
+    arguments = {"num_candidates": 2, "seed": 1, "image_tokens": torch.arange(256).view(16, 16), "keep": keep}
+    first = pipe("The red fox, ünder 狐", **arguments)
+    assert first.candidates[0].image.size == (256, 256) and first.candidates[0].score >= first.candidates[1].score
+
+    # The converted copy is used: the published files are not read again.
+    monkeypatch.setattr(catalogue.min_dalle, "convert", lambda files: pytest.fail("converted twice"))
+    second = dalle_core.load(peer.folder, clip=str(clip_folder))("The red fox, ünder 狐", **arguments)
+    assert [c.score for c in second.candidates] == [c.score for c in first.candidates]
+    assert all(torch.equal(a.tokens, b.tokens) for a, b in zip(first.candidates, second.candidates))
+    pipe.save_pretrained(tmp_path / "own")
+    third = dalle_core.load(tmp_path / "own")("The red fox, ünder 狐", **arguments)
+    assert [c.score for c in third.candidates] == [c.score for c in first.candidates]
+
+
+def test_without_clip_nothing_is_ranked(peer):
+    pipe = dalle_core.load(peer.folder, clip="none")
+    keep = torch.ones(16, 16, dtype=torch.bool)
+    drawn = pipe("a cat", num_candidates=2, image_tokens=torch.zeros(16, 16, dtype=torch.long), keep=keep)
+    assert [(c.index, c.score) for c in drawn.candidates] == [(0, None), (1, None)]
+
+
+def test_a_clip_that_is_not_here_says_so(peer):
+    with pytest.raises(ModelError, match="TinyCLIP.*HF_HUB_OFFLINE"):
+        dalle_core.load(peer.folder)
+
+
+def test_a_clip_with_a_wrong_key_names_it(peer, clip_folder, tmp_path):
+    import shutil
+
+    from safetensors.torch import load_file, save_file
+
+    broken = tmp_path / "clip"
+    shutil.copytree(clip_folder, broken)
+    state = load_file(broken / "model.safetensors")
+    state["intruder"] = state.pop("visual_projection.weight")
+    save_file(state, broken / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ModelError, match="visual_projection.weight|intruder"):
+        dalle_core.load(peer.folder, clip=str(broken))
+
+
+def test_by_name_from_the_hub(peer, clip_folder, monkeypatch):
+    with local.serve() as (hub, url):
+        monkeypatch.setattr(constants, "ENDPOINT", url)
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", url + "/{repo_id}/resolve/{revision}/{filename}")
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(huggingface_hub.hf_api.api, "endpoint", url)
+        hub.add("kuprel/min-dalle", peer.folder)
+        hub.repos["kuprel/min-dalle"]["decoder.pt"] = b"of the other model"
+        hub.add(catalogue.CLIP_ON_CPU, clip_folder)
+        known = catalogue.CATALOGUE["dalle-mini"]
+        assert not known.is_here()
+        pipe = dalle_core.load("dalle-mini")
+        assert pipe.name == "dalle-mini" and pipe.config.licence == "MIT" and known.is_here()
+        hub.requests.clear()
+        dalle_core.load("dalle-mini")
+        assert hub.requests == []
+        assert not any("decoder.pt" in request for request in hub.requests)
+
+
+def test_what_does_not_fit_is_said_with_numbers(monkeypatch):
+    monkeypatch.setattr(memory, "free_bytes", lambda device: 6_000_000_000)
+    with pytest.raises(ModelError, match=r"DALL·E mega takes 10.5 GB in float32, and 6.0 GB are free.*bfloat16 would take 5.3 GB"):
+        dalle_core.load("dalle-mega")
+
+
+def test_a_full_disk_is_said_before_converting(peer, monkeypatch):
+    import shutil
+
+    usage = shutil.disk_usage("/")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
+    with pytest.raises(ModelError, match="converted .* takes .* are free"):
+        dalle_core.load(peer.folder, clip="none")
+
+
+def test_the_convert_command(peer, clip_folder, tmp_path, home):
+    def convert(*arguments):
+        return subprocess.run(
+            [sys.executable, "-m", "dalle_core", "convert", *map(str, arguments)], cwd=ROOT, capture_output=True, text=True
+        )
+
+    out = tmp_path / "out"
+    done = convert(peer.folder, out, "--clip", clip_folder)
+    assert done.returncode == 0, done.stderr
+    card = (out / "README.md").read_text()
+    assert "license: mit" in card and "BartPrior" in card
+    assert dalle_core.load(out).prior.config.hidden_size == 64
+    again = convert(peer.folder, out)
+    assert again.returncode == 2 and "not empty" in again.stderr and "Traceback" not in again.stderr
+    nothing = convert(tmp_path / "nothing", tmp_path / "new")
+    assert nothing.returncode == 2 and "Traceback" not in nothing.stderr
+
+
+def test_a_folder_of_nothing_known(tmp_path):
+    (tmp_path / "x").mkdir()
+    with pytest.raises(ModelError, match="no model folder"):
+        dalle_core.load(tmp_path / "x")
