@@ -11,7 +11,11 @@ def arguments() -> argparse.Namespace:
         description="Type a prompt in a browser, get a grid of candidates ranked by CLIP.",
         epilog="A login is asked for when the environment sets DALLE_USER and DALLE_PASSWORD.",
     )
-    parser.add_argument("--model", default="emoji", help="a name (emoji), a folder, or a Hub id (default: %(default)s)")
+    parser.add_argument(
+        "--model", default="emoji",
+        help="a name (emoji, dalle-mini, dalle-mega), a folder, or a Hub id (default: %(default)s)",
+    )  # fmt: skip
+    parser.add_argument("--clip", help='folder or Hub id of the CLIP that ranks, or "none" (default: the model\'s own)')
     host = os.environ.get("GRADIO_SERVER_NAME", "127.0.0.1")
     parser.add_argument("--host", default=host, help="address to listen on; 0.0.0.0 is everyone's (default: %(default)s)")
     parser.add_argument("--port", type=int, default=7860, help="(default: %(default)s)")
@@ -47,13 +51,17 @@ def main() -> None:
     import torch
 
     import dalle_core
-    from demo import create_demo, launch_options
+    from demo import Models, create_demo, launch_options
+
+    def load(source, tell=None):
+        clip = args.clip if source == args.model else None
+        return dalle_core.load(source, args.device, args.dtype and getattr(torch, args.dtype), clip, tell)
 
     try:
-        pipe = dalle_core.load(args.model, args.device, args.dtype and getattr(torch, args.dtype))
+        models = Models(load(args.model), args.model, load)
     except dalle_core.ModelError as error:
         fail(str(error))
-    create_demo(pipe).launch(
+    create_demo(models).launch(
         server_name=args.host,
         server_port=args.port,
         share=args.share,

@@ -5,7 +5,7 @@ from pathlib import Path
 from playwright.sync_api import sync_playwright
 
 import dalle_core
-from demo import create_demo, launch_options
+from demo import Models, create_demo, launch_options
 from tests.browser.chromium import executable
 
 OUT = Path(__file__).parent.parent / "assets" / "screenshots"
@@ -20,7 +20,7 @@ VIEWS = {  # name -> (width, height, colour scheme)
 
 def main() -> None:
     OUT.mkdir(parents=True, exist_ok=True)
-    demo = create_demo(dalle_core.load("emoji"))
+    demo = create_demo(Models(dalle_core.load("emoji"), "emoji"))
     _, url, _ = demo.launch(prevent_thread_lock=True, quiet=True, **launch_options())
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=executable(), args=["--no-sandbox", "--disable-gpu"])

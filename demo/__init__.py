@@ -8,13 +8,14 @@ import gradio as gr  # noqa: E402
 
 from demo import create  # noqa: E402
 from demo.look import CSS, HEAD, JS, header, theme  # noqa: E402
+from demo.models import Models  # noqa: E402
 
 
-def create_demo(pipe) -> gr.Blocks:
-    """The page for one loaded `dalle_core.DallePipeline`; all visitors share it, nothing of theirs is kept in it."""
+def create_demo(models: Models) -> gr.Blocks:
+    """The page; all visitors share the loaded model, nothing of theirs is kept in it."""
     with gr.Blocks(title="DALL·E, ranked", delete_cache=(3600, 24 * 3600), fill_width=True, analytics_enabled=False) as demo:
-        gr.HTML(header(pipe), elem_id="header")
-        create.build(pipe)
+        gr.HTML(header(), elem_id="header")
+        create.build(models, demo)
     return demo.queue(max_size=16, default_concurrency_limit=1)
 
 

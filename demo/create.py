@@ -9,6 +9,8 @@ from pathlib import Path
 import gradio as gr
 
 from dalle_core import InputError, ModelError
+from demo.models import Models
+from demo.models import facts as model_facts
 from demo.pictures import enlarge, save_all
 
 RANKED, SAMPLED = "CLIP's order", "Order of sampling"
@@ -16,8 +18,6 @@ DICE = str(Path(__file__).parent / "dice.svg")
 MAX_PROMPT = 20_000  # characters; what is beyond is far past what any model reads, and would fill every PNG
 UPDATE_EVERY = 0.15  # seconds between updates of the progress line
 
-STARTING = '<div class="line" role="status"><span><b>Reading the prompt</b></span></div>'
-STOPPED = '<div class="line" role="status"><span><b>Stopped.</b></span></div>'
 EMPTY = '<div class="empty">Your candidates appear here, best first.<br>Try one of the examples above.</div>'
 log = logging.getLogger(__name__)
 
@@ -32,11 +32,20 @@ def status(index: int, total: int, elapsed: float) -> str:
     )
 
 
-def done(count: int, seed: int, elapsed: float) -> str:
+def said(line: str) -> str:
+    """A line of progress that has no bar."""
+    return f'<div class="line" role="status"><span><b>{html.escape(line)}</b></span></div>'
+
+
+def done(count: int, seed: int, elapsed: float, ranked: bool = True) -> str:
+    how = "ranked by CLIP" if ranked else "not ranked"
     return (
-        f'<div class="line" role="status"><span><b>{count} candidates</b>, ranked by CLIP, seed {seed}</span>'
+        f'<div class="line" role="status"><span><b>{count} candidates</b>, {how}, seed {seed}</span>'
         f"<span>{elapsed:.1f} s</span></div>"
     )
+
+
+STARTING, STOPPED = said("Reading the prompt"), said("Stopped.")
 
 
 def cut_notice(used: str, dropped: str) -> str:
@@ -74,11 +83,24 @@ def in_order(kept: list[dict], order: str) -> list[dict]:
 
 
 def gallery_items(kept: list[dict], order: str) -> list[tuple[str, str]]:
-    return [(candidate["path"], f"#{candidate['rank']} · {candidate['score']:.3f}") for candidate in in_order(kept, order)]
+    return [(candidate["path"], label(candidate)) for candidate in in_order(kept, order)]
 
 
-def build(pipe) -> None:
+def label(candidate: dict) -> str:
+    if candidate["score"] is None:
+        return f"{candidate['index'] + 1}"
+    return f"#{candidate['rank']} · {candidate['score']:.3f}"
+
+
+def preview_every(pipe) -> int:
+    """Tokens between previews: two rows, but never where a preview takes seconds."""
+    large = sum(p.numel() for p in pipe.image_tokenizer.parameters()) > 20_000_000
+    return 0 if large and pipe.device.type == "cpu" else 2 * pipe.grid_size
+
+
+def build(models: Models, demo: gr.Blocks) -> None:
     """Adds the tab's components and events to the Blocks being built."""
+    pipe = models.pipe  # as it is when the page is built; handlers ask `models`
     defaults = pipe.defaults
     kept = gr.State([])  # of the finished grid on show: dicts of path, rank, score, seed, index; best first
     drawn = gr.State("")  # the seed in the box when it was drawn at random, not typed
@@ -105,6 +127,12 @@ def build(pipe) -> None:
             dice = gr.Button("New seed", icon=DICE, elem_id="dice", min_width=110, scale=1)
             keep_seed = gr.Checkbox(False, label="Keep it", elem_id="keep-seed", min_width=100, scale=1)
     with gr.Accordion("Advanced", open=False, elem_id="advanced"):
+        with gr.Row(elem_id="model-row"):
+            model = gr.Dropdown(
+                models.choices, value=models.source, label="Model", elem_id="model", scale=1, min_width=200, filterable=False,
+                interactive=len(models.choices) > 1,
+            )  # fmt: skip
+            about = gr.HTML(model_facts(models.source, pipe), elem_id="about-model")
         negative = gr.Textbox(
             label="Negative prompt", value="", info="What guidance leads away from; needs a guidance scale above 1.",
             elem_id="negative", max_lines=1, max_length=MAX_PROMPT,
@@ -117,7 +145,7 @@ def build(pipe) -> None:
                 0, 16, defaults["guidance_scale"], step=0.25, label="Guidance scale", info="1 is unguided"
             )
             every = gr.Slider(
-                0, pipe.grid_size**2, 2 * pipe.grid_size, step=1, label="Preview every", info="tokens; 0 is never"
+                0, pipe.grid_size**2, preview_every(pipe), step=1, label="Preview every", info="tokens; 0 is never"
             )
 
     progress = gr.HTML("", elem_id="status")
@@ -140,25 +168,14 @@ def build(pipe) -> None:
                 download = gr.DownloadButton("Download PNG", variant="primary", elem_id="download")
                 download_all = gr.DownloadButton("Download all", elem_id="download-all")
 
-    inputs = [prompt, negative, candidates, seed, keep_seed, temperature, top_k, top_p, guidance, every, order, drawn]
+    inputs = [prompt, negative, candidates, seed, keep_seed, temperature, top_k, top_p, guidance, every, order, drawn, model]
     outputs = [gallery, kept, seed, progress, notice, empty, detail, chosen, table, download, download_all, stop, drawn]
 
-    def draw(prompt, negative, candidates, seed, keep_seed, temperature, top_k, top_p, guidance, every, order, drawn):
+    def draw(prompt, negative, candidates, seed, keep_seed, temperature, top_k, top_p, guidance, every, order, drawn, model):
         """Streams the grid of one prompt. Outputs: gallery, seed, status and details of the best candidate."""
         started = shown_at = time.monotonic()
         # Checked here too: the boxes' own limit holds in the browser only.
         prompt, negative = ((text or "").strip()[:MAX_PROMPT] for text in (prompt, negative))
-        try:
-            asked = parse_seed(seed, keep_seed, drawn)
-            seed = secrets.randbelow(2**32) if asked is None else asked
-            used, dropped = pipe.fit_prompt(prompt)
-            steps = pipe.stream(
-                prompt, negative_prompt=negative, num_candidates=int(candidates), seed=seed, temperature=temperature,
-                top_k=int(top_k), top_p=top_p, guidance_scale=guidance, preview_every=int(every),
-            )  # fmt: skip
-        except (InputError, ModelError) as error:
-            raise gr.Error(str(error), duration=10, print_exception=False) from None
-
         changes = {}
 
         def update(**values):
@@ -170,10 +187,24 @@ def build(pipe) -> None:
             changes.clear()
             return row
 
-        said = cut_notice(used, dropped)
+        try:
+            for line in models.use(model):  # another visitor may have changed it
+                yield update(progress=said(line))
+            pipe = models.pipe
+            asked = parse_seed(seed, keep_seed, drawn)
+            seed = secrets.randbelow(2**32) if asked is None else asked
+            used, dropped = pipe.fit_prompt(prompt)
+            steps = pipe.stream(
+                prompt, negative_prompt=negative, num_candidates=int(candidates), seed=seed, temperature=temperature,
+                top_k=int(top_k), top_p=top_p, guidance_scale=guidance, preview_every=int(every),
+            )  # fmt: skip
+        except (InputError, ModelError) as error:
+            raise gr.Error(str(error), duration=10, print_exception=False) from None
+
+        cut = cut_notice(used, dropped)
         if asked is None:
             changes["drawn"] = str(seed)
-        yield update(seed=str(seed), notice=said, progress=STARTING)
+        yield update(seed=str(seed), notice=cut, progress=STARTING)
         try:
             for step in steps:
                 if step.generation is not None:
@@ -206,12 +237,12 @@ def build(pipe) -> None:
         ]
         best = items[0]
         yield update(
-            notice=said,  # again: a client of the endpoint reads only this last update
+            notice=cut,  # again: a client of the endpoint reads only this last update
             gallery=gr.update(
                 value=gallery_items(items, order), visible=True, elem_classes="ranked" if order == RANKED else []
             ),
             kept=items,
-            progress=done(len(items), seed, time.monotonic() - started),
+            progress=done(len(items), seed, time.monotonic() - started, best["score"] is not None),
             empty=gr.update(visible=False),
             detail=gr.update(visible=True),
             chosen=best["path"],
@@ -242,6 +273,41 @@ def build(pipe) -> None:
     for event in (clicked, from_example):
         event.then(finish, progress, [progress, stop], queue=False, show_progress="hidden", api_visibility="private")
     stop.click(None, cancels=[clicked, from_example], queue=False, api_visibility="private")
+
+    # A change of model frees the one before, so it waits for its turn as a drawing does.
+    def change(source):
+        """Loads a model; outputs: the status line, then the controls with its limits and defaults."""
+        try:
+            for line in models.use(source):
+                yield [said(line)] + [gr.skip()] * len(controls)
+        except ModelError as error:
+            gr.Warning(str(error), duration=15)
+        except Exception:
+            log.exception("loading failed")
+            gr.Warning("Loading failed. The server's log says why.", duration=15)
+        yield ["", *fitted()]
+
+    def fitted():
+        """The controls as the loaded model needs them."""
+        pipe, defaults = models.pipe, models.pipe.defaults
+        return [
+            models.source, model_facts(models.source, pipe),
+            gr.update(value=defaults["num_candidates"], maximum=pipe.max_candidates), defaults["temperature"],
+            gr.update(value=defaults["top_k"], maximum=pipe.codebook_size), defaults["top_p"], defaults["guidance_scale"],
+            gr.update(value=preview_every(pipe), maximum=pipe.grid_size**2),
+            gr.Dataset(samples=[[text] for text in pipe.examples]),
+        ]  # fmt: skip
+
+    controls = [model, about, candidates, temperature, top_k, top_p, guidance, every, examples]
+    model.select(
+        change, model, [progress, *controls], show_progress="minimal", show_progress_on=progress,
+        concurrency_id="sampling", concurrency_limit=1, trigger_mode="once", api_visibility="private",
+    )  # fmt: skip
+    built_with = models.source
+    demo.load(  # for a page opened after a change
+        lambda: fitted() if models.source != built_with and models.pipe else [gr.skip()] * len(controls), None, controls,
+        queue=False, show_progress="hidden", api_visibility="private",
+    )  # fmt: skip
 
     dice.click(
         lambda: (str(secrets.randbelow(2**32)), True), None, [seed, keep_seed], queue=False, api_visibility="private"

@@ -1,7 +1,5 @@
 """How the page looks: a light table for pictures. System fonts only, nothing is fetched from anywhere."""
 
-import html
-
 import gradio as gr
 
 SANS = ["system-ui", "-apple-system", "Segoe UI", "Noto Sans", "Noto Sans CJK SC", "sans-serif"]
@@ -36,12 +34,11 @@ def theme() -> gr.themes.Base:
     )
 
 
-def header(pipe) -> str:
-    name = html.escape(pipe.name)
+def header() -> str:
     return (
         '<div class="brand"><h1>DALL·E, ranked</h1>'
         "<p>Type a prompt, watch a grid of candidates being drawn token by token, keep the one CLIP ranks best — "
-        f'or the one you like best. <span class="model">model: {name}</span></p></div>'
+        "or the one you like best.</p></div>"
     )
 
 
@@ -51,8 +48,7 @@ CSS = """
 .gradio-container { max-width: 1320px !important; margin: 0 auto !important; }
 .brand h1 { font-size: 1.7rem; letter-spacing: -0.02em; font-weight: 750; margin: .3rem 0 .1rem; }
 .brand p { color: var(--body-text-color-subdued); margin: 0; font-size: .98rem; }
-.brand .model { font-family: var(--font-mono); font-size: .8rem; padding: .1rem .5rem; border-radius: 99px;
-  border: 1px solid var(--border-color-primary); white-space: nowrap; }
+.model-facts { font-size: .85rem; color: var(--body-text-color-subdued); line-height: 1.45; }
 #prompt-row { align-items: stretch; }
 #prompt textarea, #prompt input { font-size: 1.15rem; padding: .85rem 1rem; }
 #prompt { border: 1px solid var(--border-color-primary); }
@@ -60,6 +56,8 @@ CSS = """
 #examples button, #examples .gallery-item { border-radius: 99px; }
 #examples .label { display: none; }
 #status { min-height: 2.6rem; }
+#status .wrap { height: auto; overflow: visible !important; }
+#status .progress-text { top: .6rem !important; }
 .bar { height: 6px; border-radius: 99px; background: var(--border-color-primary); overflow: hidden; }
 .bar div { height: 100%; background: #e8590c; transition: width .2s linear; }
 .line { display: flex; justify-content: space-between; gap: 1rem; font-size: .88rem; margin-bottom: .35rem;

@@ -11,7 +11,7 @@ from gradio_client.exceptions import AppError
 from PIL import Image
 
 from dalle_core import InputError
-from demo import create, create_demo, launch_options, pictures
+from demo import Models, create, create_demo, launch_options, pictures
 
 
 def test_enlarging_is_exact_in_size_and_true_in_colour():
@@ -65,7 +65,7 @@ def test_time_left_and_notices():
 def client(tiny_pipeline, tmp_path_factory):
     patch = pytest.MonkeyPatch()
     patch.setenv("GRADIO_TEMP_DIR", str(tmp_path_factory.mktemp("gradio")))
-    demo = create_demo(tiny_pipeline)
+    demo = create_demo(Models(tiny_pipeline, "tiny"))
     _, url, _ = demo.launch(prevent_thread_lock=True, quiet=True, **launch_options())
     yield Client(url, verbose=False, download_files=str(tmp_path_factory.mktemp("downloads")))
     demo.close()

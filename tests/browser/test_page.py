@@ -9,7 +9,8 @@ import pytest
 from PIL import Image
 from playwright.sync_api import expect, sync_playwright
 
-from demo import create_demo, launch_options
+from dalle_core import ModelError
+from demo import Models, create_demo, launch_options
 from tests.browser.chromium import executable
 from tests.conftest import make_pipeline
 
@@ -57,7 +58,17 @@ def served(tmp_path_factory):
     patch.setenv("GRADIO_TEMP_DIR", str(tmp_path_factory.mktemp("gradio")))
     pipe = make_pipeline()
     gate = Gate(pipe)
-    demo = create_demo(pipe)
+    other = make_pipeline()
+    other.register_to_config(defaults=other.defaults | {"num_candidates": 2, "top_k": 7}, examples=["a banana"])
+
+    def load(source, tell):
+        if source == "dalle-mega":
+            raise ModelError("DALL·E mega takes 10.5 GB in float32, and 6.0 GB are free on cpu.")
+        tell("Downloading kuprel/min-dalle: 10 MB of 20 MB, 5.0 MB/s, 2 s left")
+        return pipe if source == "tiny" else other
+
+    models = Models(pipe, "tiny", load)
+    demo = create_demo(models)
     _, url, _ = demo.launch(prevent_thread_lock=True, quiet=True, **launch_options())
     yield url, gate
     gate.open.set()
@@ -269,3 +280,25 @@ def test_a_phone_does_not_scroll_sideways(page, gate):
     assert page.evaluate("document.documentElement.scrollWidth") == 390
     box = thumbnails(page).first.bounding_box()
     assert 130 <= box["width"] <= 195  # two a row
+
+
+def pick(page, name):
+    page.locator("#advanced > button").click()
+    page.locator("#model input").click()
+    page.get_by_role("option", name=name, exact=True).click()
+
+
+def test_changing_the_model_changes_the_controls_and_a_failure_keeps_the_one_before(page, gate):
+    assert "4" == page.locator("#candidates input[type=number]").input_value()
+    pick(page, "dalle-mini")
+    expect(page.locator("#about-model")).to_contain_text("licence: MIT")
+    expect(page.locator("#candidates input[type=number]")).to_have_value("2")
+    expect(page.locator("#examples")).to_contain_text("a banana")
+    page.locator("#model input").click()
+    page.get_by_role("option", name="dalle-mega", exact=True).click()
+    expect(page.get_by_text("takes 10.5 GB")).to_be_visible()
+    expect(page.locator("#model input")).to_have_value("dalle-mini")
+    page.locator("#model input").click()
+    page.get_by_role("option", name="tiny", exact=True).click()
+    expect(page.locator("#candidates input[type=number]")).to_have_value("4")
+    generate(page, gate)

@@ -1,0 +1,84 @@
+"""The one loaded model that all visitors share, and changing it."""
+
+import gc
+import html
+import logging
+import queue
+import threading
+from collections.abc import Callable, Iterator
+
+import torch
+
+from dalle_core import CATALOGUE, DallePipeline, ModelError
+from dalle_core.memory import gigabytes
+
+log = logging.getLogger(__name__)
+
+
+class Models:
+    """`pipe` is the loaded pipeline, `source` the name, folder or Hub id it came from.
+
+    load(source, tell) -> pipeline; None: this model is the only one. Calls of `use` must not overlap with sampling: the
+    page gives both one place in its queue.
+    """
+
+    def __init__(self, pipe: DallePipeline, source: str, load: Callable | None = None):
+        self.pipe, self.source, self.load = pipe, source, load
+        self.choices = list(dict.fromkeys([source, *CATALOGUE])) if load else [source]
+        self._lock = threading.Lock()
+
+    def use(self, source: str) -> Iterator[str]:
+        """Makes `source` the loaded model; yields lines that say what is going on. The model before is freed first.
+
+        Raises ModelError when it cannot be loaded, with the model before loaded again.
+        """
+        if source == self.source:
+            return
+        if source not in self.choices:
+            raise ModelError(f"{str(source)[:60]!r} is not one of this page's models: {', '.join(self.choices)}.")
+        lines, failed = queue.SimpleQueue(), []
+
+        def work():
+            try:
+                self._switch(source, lines.put)
+            except Exception as error:
+                failed.append(error)
+            lines.put(None)
+
+        threading.Thread(target=work, daemon=True).start()
+        yield f"Loading {source}…"
+        while (line := lines.get()) is not None:
+            yield line
+        if failed:
+            raise failed[0]
+
+    def _switch(self, source: str, tell: Callable[[str], None]) -> None:
+        with self._lock:
+            before = self.source
+            if source == before:
+                return
+            self.pipe = None
+            gc.collect()
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+            try:
+                self.pipe, self.source = self.load(source, tell), source
+            except Exception:
+                tell(f"Loading {before} again…")
+                self.pipe = self.load(before, tell)
+                raise
+
+
+def facts(source: str, pipe: DallePipeline | None) -> str:
+    """What is known of a model, as a line of HTML: licence, size, whether it is here, what it is good at."""
+    known = CATALOGUE.get(source)
+    if known is None:
+        licence = pipe.config.licence if pipe else "unknown"
+        return f'<div class="model-facts">licence: {html.escape(licence)}</div>'
+    parts = [f"licence: {known.licence}"]
+    if known.repo:
+        here = known.is_here()
+        parts.append("already here" if here else f"downloads {gigabytes(known.download)} from {known.repo}")
+        sizes = ", ".join(f"{gigabytes(size)} in {dtype}" for dtype, size in known.memory().items())
+        parts.append(f"memory: {sizes}")
+    return f'<div class="model-facts">{html.escape(" · ".join(parts))}<br>{html.escape(known.note)}</div>'
