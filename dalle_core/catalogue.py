@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import os
 import shutil
 import uuid
@@ -23,6 +24,7 @@ from dalle_core.image_tokenizer import OWN_CONFIG, drop_encoder, set_pixel_range
 from dalle_core.pipeline import DallePipeline
 
 EMBEDDED = Path(__file__).parent.parent / "assets" / "emoji"
+WEIGHTS = "diffusion_pytorch_model.safetensors"
 PRIORS = {"GPTPrior": GPTPrior, "BartPrior": BartPrior}
 FORMATS = (min_dalle, dalle_mini, mindalle)
 
@@ -39,6 +41,7 @@ class Model:
     title: str
     licence: str
     parameters: int  # of the prior and the image tokenizer
+    text_length: int  # tokens of the prompt that it reads, marks included
     download: int = 0  # bytes
     repo: str | None = None
     revision: str | None = None  # None: the one of the first download, which is recorded
@@ -61,17 +64,17 @@ PUBLISHED_EXAMPLES = (
 )  # fmt: skip
 CATALOGUE = {
     "emoji": Model(
-        "Emoji, the model that comes with this project", "CC-BY-4.0", 9_000_000,
+        "Emoji, the model that comes with this project", "CC-BY-4.0", 9_600_000, 16,
         note="Icons in seven styles on coloured backgrounds, in English and Chinese; nothing else.",
     ),
     "dalle-mini": Model(
-        "DALL·E mini", "MIT", 484_543_603, 1_065_000_000, "kuprel/min-dalle",
+        "DALL·E mini", "MIT", 484_543_603, 64, 1_065_000_000, "kuprel/min-dalle",
         files=("encoder_mini.pt", "decoder_mini.pt", "detoker.pt", "vocab_mini.json", "merges_mini.txt"),
         examples=PUBLISHED_EXAMPLES,
         note="Anything in a few English words, 256 x 256. Landscapes and odd combinations are good; faces are not.",
     ),
     "dalle-mega": Model(
-        "DALL·E mega", "MIT", 2_634_209_915, 5_370_000_000, "kuprel/min-dalle",
+        "DALL·E mega", "MIT", 2_634_209_915, 64, 5_370_000_000, "kuprel/min-dalle",
         files=("encoder.pt", "decoder.pt", "detoker.pt", "vocab.json", "merges.txt"),
         examples=PUBLISHED_EXAMPLES,
         note="As DALL·E mini, with more detail and better compositions; slow without a GPU.",
@@ -98,15 +101,19 @@ def load(
     if dtype is None:
         dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     known = CATALOGUE.get(source)
-    if known:
+    if known:  # before gigabytes are downloaded for nothing
         memory.check_model(known.title, known.parameters, dtype, device)
-    pipe = _load_folder(_own_layout(source, known, tell), dtype)
+    pipe = _load_folder(_own_layout(source, known, tell), dtype, device)
     if clip == "none":
         pipe.register_modules(clip=None, clip_processor=None, clip_tokenizer=None)
     elif clip is not None or pipe.clip is None:
         usual = CLIP_ON_GPU if device.type == "cuda" else CLIP_ON_CPU
         pipe.register_modules(**load_clip(clip or usual, dtype, tell))
-    return pipe.to(device)
+    try:
+        return pipe.to(device)
+    except torch.OutOfMemoryError:
+        free = memory.gigabytes(memory.free_bytes(device))
+        raise ModelError(f"{source} does not fit on {device}, where {free} are free. Try --dtype bfloat16 or --device cpu.") from None
 
 
 def _own_layout(source: str, known: Model | None, tell: Progress | None) -> Path:
@@ -167,7 +174,7 @@ def _converted(format_, files: dict[str, Path], name: str, known: Model | None, 
     return target
 
 
-def _load_folder(folder: Path, dtype: torch.dtype) -> DallePipeline:
+def _load_folder(folder: Path, dtype: torch.dtype, device: torch.device) -> DallePipeline:
     index = _read_json(folder / "model_index.json")
     if index.get("_class_name") != "DallePipeline":
         raise ModelError(f"{folder / 'model_index.json'} describes a {index.get('_class_name')}, not a DallePipeline.")
@@ -179,17 +186,18 @@ def _load_folder(folder: Path, dtype: torch.dtype) -> DallePipeline:
     prior = PRIORS.get(class_of("prior"))
     if prior is None:
         raise ModelError(f"{folder / 'model_index.json'}: the prior is a {class_of('prior')}, not one of {', '.join(PRIORS)}.")
-    parts = {
-        "image_tokenizer": _load_model(folder / "image_tokenizer", VQModel, "diffusion_pytorch_model.safetensors", dtype),
-        "prior": _load_model(folder / "prior", prior, "diffusion_pytorch_model.safetensors", dtype),
-    }
+    models = {"image_tokenizer": (VQModel, WEIGHTS), "prior": (prior, WEIGHTS)}
+    if class_of("clip"):
+        models["clip"] = (CLIPModel, "model.safetensors")
+    count = sum(_count(folder / name / file) for name, (_, file) in models.items())
+    memory.check_model(str(index.get("name", folder.name)), count, dtype, device)
+    parts = {name: _load_model(folder / name, cls, file, dtype) for name, (cls, file) in models.items()}
     _read_json(folder / "text_tokenizer" / "tokenizer.json")  # transformers would load a folder without it, and silently
     try:
         parts["text_tokenizer"] = PreTrainedTokenizerFast.from_pretrained(folder / "text_tokenizer")
     except Exception as error:
         raise ModelError(f"{folder}: the text tokenizer cannot be read ({error}).") from None
     if class_of("clip"):
-        parts["clip"] = _load_model(folder / "clip", CLIPModel, "model.safetensors", dtype)
         parts |= _clip_readers(folder / "clip_processor", folder / "clip_tokenizer" if class_of("clip_tokenizer") else None)
     settings = {key: index[key] for key in ("name", "defaults", "examples", "text_normalizer", "licence") if key in index}
     pipe = DallePipeline(**parts, **settings)
@@ -274,6 +282,15 @@ def _load_model(folder: Path, cls, file: str, dtype: torch.dtype):
             positions = torch.arange(buffer.shape[-1]).expand(buffer.shape)
             model.get_submodule(parent).register_buffer(leaf, positions, persistent=False)
     return model.eval()
+
+
+def _count(path: Path) -> int:
+    """Parameters in a safetensors file, from its header; 0 when it cannot be read, which loading will say."""
+    try:
+        with safe_open(path, "pt") as weights:
+            return sum(math.prod(weights.get_slice(key).get_shape()) for key in weights.keys())
+    except (SafetensorError, OSError):
+        return 0
 
 
 def _check_sizes(pipe: DallePipeline, folder: Path) -> None:

@@ -128,6 +128,11 @@ class DallePipeline(DiffusionPipeline):
         """(what the model reads of a prompt, what does not fit its text length)."""
         return fit_prompt(self.text_tokenizer, prompt, self.prior.config.text_length, self.config.text_normalizer)
 
+    def candidates_that_fit(self, guided: bool = True) -> int:
+        """How many candidates can be drawn together in the memory that is free, at most `max_candidates`."""
+        config, itemsize = self.prior.config, self.prior.dtype.itemsize
+        return memory.chunk_that_fits(config, itemsize, 2 if guided else 1, self.prior.device, self.max_candidates)
+
     def __call__(self, prompt: str, **arguments) -> Generation:
         """Draws candidates for a prompt; the arguments of `stream`."""
         for step in self.stream(prompt, **arguments):
@@ -194,9 +199,7 @@ class DallePipeline(DiffusionPipeline):
         )
         finished = torch.empty(0, length, dtype=torch.long)  # tokens, on the CPU
         shown: list[Image.Image] = []  # of the finished ones
-        prompts = 1 if settings.guidance_scale == 1 else 2
-        fits = memory.chunk_that_fits(self.prior.config, self.prior.dtype.itemsize, prompts, device, 64)
-        chunk = min(self.chunk_size or fits, count)
+        chunk = min(self.chunk_size or self.candidates_that_fit(guided=settings.guidance_scale != 1), count)
         while len(finished) < count:
             rows = range(len(finished), min(len(finished) + chunk, count))
             uniforms = torch.stack([candidate_uniforms(generation.seed, i, length) for i in rows])
@@ -219,9 +222,10 @@ class DallePipeline(DiffusionPipeline):
                 steps.close()
             if out_of_memory:
                 if chunk == 1:
+                    free = memory.gigabytes(memory.free_bytes(device))
                     raise InputError(
-                        "There is not enough memory to draw even one candidate. Close other programs, or load the "
-                        "model in a smaller dtype."
+                        f"There is not enough memory to draw even one candidate: {free} are free on {device}. Close other "
+                        "programs, or load the model in a smaller dtype."
                     )
                 chunk = chunk // 2
                 continue

@@ -11,6 +11,7 @@ import gradio as gr
 from dalle_core import InputError, ModelError
 from demo.models import Models
 from demo.models import facts as model_facts
+from demo.models import labelled
 from demo.pictures import enlarge, save_all
 
 RANKED, SAMPLED = "CLIP's order", "Order of sampling"
@@ -129,7 +130,7 @@ def build(models: Models, demo: gr.Blocks) -> None:
     with gr.Accordion("Advanced", open=False, elem_id="advanced"):
         with gr.Row(elem_id="model-row"):
             model = gr.Dropdown(
-                models.choices, value=models.source, label="Model", elem_id="model", scale=1, min_width=200, filterable=False,
+                labelled(models.choices), value=models.source, label="Model", elem_id="model", scale=1, min_width=200, filterable=False,
                 interactive=len(models.choices) > 1,
             )  # fmt: skip
             about = gr.HTML(model_facts(models.source, pipe), elem_id="about-model")
@@ -291,7 +292,7 @@ def build(models: Models, demo: gr.Blocks) -> None:
         """The controls as the loaded model needs them."""
         pipe, defaults = models.pipe, models.pipe.defaults
         return [
-            models.source, model_facts(models.source, pipe),
+            gr.update(choices=labelled(models.choices), value=models.source), model_facts(models.source, pipe),
             gr.update(value=defaults["num_candidates"], maximum=pipe.max_candidates), defaults["temperature"],
             gr.update(value=defaults["top_k"], maximum=pipe.codebook_size), defaults["top_p"], defaults["guidance_scale"],
             gr.update(value=preview_every(pipe), maximum=pipe.grid_size**2),

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 import torch
 
 from dalle_core import CATALOGUE, DallePipeline, ModelError
-from dalle_core.memory import gigabytes
+from dalle_core.memory import free_bytes, gigabytes
 
 log = logging.getLogger(__name__)
 
@@ -69,16 +69,31 @@ class Models:
                 raise
 
 
+def labelled(choices: list[str]) -> list[tuple[str, str]]:
+    """The picker's choices as (label, value): size, licence, and whether the model is already here."""
+    rows = []
+    for name in choices:
+        known = CATALOGUE.get(name)
+        if known is None:
+            rows.append((name, name))
+            continue
+        here = "here" if known.is_here() else f"{gigabytes(known.download)} to download"
+        rows.append((f"{name} · {here} · {known.licence}", name))
+    return rows
+
+
 def facts(source: str, pipe: DallePipeline | None) -> str:
     """What is known of a model, as a line of HTML: licence, size, whether it is here, what it is good at."""
     known = CATALOGUE.get(source)
-    if known is None:
-        licence = pipe.config.licence if pipe else "unknown"
-        return f'<div class="model-facts">licence: {html.escape(licence)}</div>'
-    parts = [f"licence: {known.licence}"]
-    if known.repo:
+    licence = known.licence if known else pipe.config.licence if pipe else "unknown"
+    parts, note = [f"licence: {licence}"], known.note if known else ""
+    if known and known.repo:
         here = known.is_here()
         parts.append("already here" if here else f"downloads {gigabytes(known.download)} from {known.repo}")
         sizes = ", ".join(f"{gigabytes(size)} in {dtype}" for dtype, size in known.memory().items())
         parts.append(f"memory: {sizes}")
-    return f'<div class="model-facts">{html.escape(" · ".join(parts))}<br>{html.escape(known.note)}</div>'
+    if pipe:
+        parts.append(f"{str(pipe.prior.dtype).removeprefix('torch.')} on {pipe.device.type}")
+        free, together = free_bytes(pipe.prior.device), pipe.candidates_that_fit()
+        parts.append(f"{gigabytes(free)} free: {together} candidates at a time")
+    return f'<div class="model-facts">{html.escape(" · ".join(parts))}<br>{html.escape(note)}</div>'

@@ -104,23 +104,35 @@ def test_a_clip_with_a_wrong_key_names_it(peer, clip_folder, tmp_path):
         dalle_core.load(peer.folder, clip=str(broken))
 
 
-def test_by_name_from_the_hub(peer, clip_folder, monkeypatch):
+@pytest.fixture
+def hub(monkeypatch):
     with local.serve() as (hub, url):
         monkeypatch.setattr(constants, "ENDPOINT", url)
         monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", url + "/{repo_id}/resolve/{revision}/{filename}")
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
         monkeypatch.setattr(huggingface_hub.hf_api.api, "endpoint", url)
-        hub.add("kuprel/min-dalle", peer.folder)
-        hub.repos["kuprel/min-dalle"]["decoder.pt"] = b"of the other model"
-        hub.add(catalogue.CLIP_ON_CPU, clip_folder)
-        known = catalogue.CATALOGUE["dalle-mini"]
-        assert not known.is_here()
-        pipe = dalle_core.load("dalle-mini")
-        assert pipe.name == "dalle-mini" and pipe.config.licence == "MIT" and known.is_here()
-        hub.requests.clear()
-        dalle_core.load("dalle-mini")
-        assert hub.requests == []
-        assert not any("decoder.pt" in request for request in hub.requests)
+        yield hub
+
+
+def test_by_name_from_the_hub(peer, clip_folder, hub):
+    hub.add("kuprel/min-dalle", peer.folder)
+    hub.repos["kuprel/min-dalle"]["decoder.pt"] = b"of the other model"
+    hub.add(catalogue.CLIP_ON_CPU, clip_folder)
+    known = catalogue.CATALOGUE["dalle-mini"]
+    assert not known.is_here()
+    pipe = dalle_core.load("dalle-mini")
+    assert pipe.name == "dalle-mini" and pipe.config.licence == "MIT" and known.is_here()
+    assert pipe.prior.config.text_length == known.text_length
+    hub.requests.clear()
+    dalle_core.load("dalle-mini")
+    assert hub.requests == []
+
+
+def test_a_hub_id_in_our_layout(saved, hub, tiny_pipeline):
+    hub.add("someone/tiny", saved)
+    ours, theirs = tiny_pipeline("a fox", num_candidates=1, seed=3), dalle_core.load("someone/tiny")("a fox", num_candidates=1, seed=3)
+    assert torch.equal(ours.candidates[0].tokens, theirs.candidates[0].tokens)
+    assert ours.candidates[0].score == theirs.candidates[0].score
 
 
 def test_what_does_not_fit_is_said_with_numbers(monkeypatch):

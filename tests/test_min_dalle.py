@@ -188,3 +188,18 @@ def test_an_image_tokenizer_with_a_wrong_key_names_it(peer, tmp_path):
     torch.save({k: v for k, v in state.items() if k != "decoder.mid.attn_1.q.weight"}, tmp_path / "detoker.pt")
     with pytest.raises(ModelError, match="decoder.mid.attn_1.q.weight is missing"):
         vqgan.convert(read_torch(tmp_path / "detoker.pt"), True, "embedding.weight")
+
+
+@pytest.mark.full
+@torch.no_grad()
+def test_the_full_shapes_of_mini(tmp_path):
+    """Run by `pytest -m full`: a gigabyte of files, minutes."""
+    full = MinDalleFiles(tmp_path, width=1024, ffn=2730, layers=12, text_vocab=50264)
+    parts = min_dalle.convert(min_dalle.find(tmp_path))
+    prior = parts["prior"].float()
+    for name, count in (("encoder", 202_591_224), ("decoder", 235_242_488), ("detoker", 46_709_891)):
+        path = next(tmp_path.glob(f"{name}*.pt"))
+        assert sum(value.numel() for value in torch.load(path, weights_only=True).values()) == count
+    ids = encode_prompts(parts["text_tokenizer"], ["the red fox and a cat"], 64, "min-dalle")
+    tokens = torch.randint(16384, (1, 20))
+    torch.testing.assert_close(prior(ids, tokens)[0], full.logits(ids, tokens), atol=1e-4, rtol=0)

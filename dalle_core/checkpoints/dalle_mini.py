@@ -18,6 +18,7 @@ from dalle_core.checkpoints.min_dalle import read_json
 from dalle_core.checkpoints.tensors import Tensors, need
 from dalle_core.errors import ModelError
 
+GOLDEN = {"Donald Trump in Animal Crossing": [0, 7083, 3252, 91, 2203, 7807, 2]}
 LICENCE = "Apache-2.0"
 DEFAULTS = {"num_candidates": 9, "temperature": 1.0, "top_k": 50, "top_p": 1.0, "guidance_scale": 10.0}
 # What the prior's config.json must say; other variants of the architecture were never published.
@@ -71,9 +72,11 @@ def text_tokenizer(path: Path) -> PreTrainedTokenizerFast:
         tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # tokenizers raises plain Exception
         raise ModelError(f"{path} is not a tokenizer ({error}). Download it again.") from None
-    return PreTrainedTokenizerFast(
+    tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="<pad>", unk_token="<unk>"
     )
+    min_dalle.check_golden(tokenizer, "dalle-mini", GOLDEN, path)
+    return tokenizer
 
 
 # ---------------------------------------------------------------- msgpack

@@ -6,6 +6,7 @@ Hub's repository holds both models in one folder, mini's files with `_mini` in t
 """
 
 import json
+import logging
 from pathlib import Path
 
 import torch
@@ -16,7 +17,18 @@ from dalle_core.bart_prior import BartPrior
 from dalle_core.checkpoints import vqgan
 from dalle_core.checkpoints.tensors import Tensors, need, read_torch
 from dalle_core.errors import ModelError
+from dalle_core.text_normalizer import NORMALIZERS
 
+log = logging.getLogger(__name__)
+
+# What min-dalle's own tokenizer gives with the published vocabulary.
+GOLDEN = {
+    "alien life": [0, 8925, 742, 2],
+    "artificial intelligence": [0, 6316, 7815, 2],
+    "a comfy chair that looks like an avocado": [0, 58, 29872, 2408, 766, 4126, 1572, 101, 16632, 2],
+    "court sketch of godzilla on trial": [0, 2634, 4189, 111, 14450, 133, 5167, 2],
+    "Dali painting of WALL·E": [0, 21853, 1545, 111, 563, 92, 2],
+}
 HEAD_SIZE = 64
 IMAGE_TOKENS = 16384  # what is sampled; the tables hold more rows
 LICENCE = "MIT"
@@ -160,9 +172,21 @@ def text_tokenizer(vocab: Path, merges: Path) -> PreTrainedTokenizerFast:
         )
     except Exception as error:  # tokenizers raises plain Exception
         raise ModelError(f"{vocab} and {merges} do not fit each other ({error}). Download them again.") from None
-    return PreTrainedTokenizerFast(
+    tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="<pad>", unk_token="<unk>"
     )
+    check_golden(tokenizer, "min-dalle", GOLDEN, vocab)
+    return tokenizer
+
+
+def check_golden(tokenizer, normalizer: str, golden: dict[str, list[int]], path: Path) -> None:
+    """Warns when a vocabulary of the published size gives other ids than were published: prompts would be misread."""
+    if len(tokenizer) < 50_000:
+        return
+    for prompt, ids in golden.items():
+        ours = tokenizer(NORMALIZERS[normalizer](prompt))["input_ids"]
+        if ours != ids:
+            log.warning("%s: %r gives the ids %s, where %s were published.", path, prompt, ours, ids)
 
 
 def read_json(path: Path) -> dict:

@@ -285,7 +285,7 @@ def test_a_phone_does_not_scroll_sideways(page, gate):
 def pick(page, name):
     page.locator("#advanced > button").click()
     page.locator("#model input").click()
-    page.get_by_role("option", name=name, exact=True).click()
+    page.get_by_role("option", name=name).click()
 
 
 def test_changing_the_model_changes_the_controls_and_a_failure_keeps_the_one_before(page, gate):
@@ -295,10 +295,10 @@ def test_changing_the_model_changes_the_controls_and_a_failure_keeps_the_one_bef
     expect(page.locator("#candidates input[type=number]")).to_have_value("2")
     expect(page.locator("#examples")).to_contain_text("a banana")
     page.locator("#model input").click()
-    page.get_by_role("option", name="dalle-mega", exact=True).click()
+    page.get_by_role("option", name="dalle-mega · 5.4 GB to download · MIT").click()
     expect(page.get_by_text("takes 10.5 GB")).to_be_visible()
-    expect(page.locator("#model input")).to_have_value("dalle-mini")
+    expect(page.locator("#model input")).to_have_value("dalle-mini · 1.1 GB to download · MIT")
     page.locator("#model input").click()
-    page.get_by_role("option", name="tiny", exact=True).click()
+    page.get_by_role("option", name="tiny").click()
     expect(page.locator("#candidates input[type=number]")).to_have_value("4")
     generate(page, gate)
