@@ -46,15 +46,26 @@ class SelfAttention(nn.Module):
         self.qkv = nn.Linear(hidden_size, 3 * hidden_size, bias=False)
         self.out = nn.Linear(hidden_size, hidden_size, bias=False)
 
-    def forward(self, x, mask=None, causal=False, cache=None, layer: int = 0, start: int = 0):
+    def forward(self, x, mask=None, causal=False, layer: int = 0, caches=()):
+        """x [B, T, hidden]: whole sequences, or, with caches, one position at each cache's own place.
+
+        caches: (cache, start) for groups of rows that stand one after the other in x.
+        """
         q, k, v = heads_of(self.qkv(x), 3, self.num_heads)
-        if cache is not None:
-            rows, end = cache.k.shape[1], start + x.shape[1]
-            cache.k[layer, :, :, start:end] = k[:rows]  # x may hold more rows, of padding
-            cache.v[layer, :, :, start:end] = v[:rows]
-            q, k, v = q[:rows], cache.k[layer, :, :, :end], cache.v[layer, :, :, :end]
-        y = F.scaled_dot_product_attention(q, k, v, mask, is_causal=causal).transpose(1, 2).flatten(2)
-        return self.out(pad_rows(y) if len(y) < len(x) else y)
+        if not caches:
+            y = F.scaled_dot_product_attention(q, k, v, mask, is_causal=causal)
+            return self.out(y.transpose(1, 2).flatten(2))
+        groups, row = [], 0
+        for cache, start in caches:
+            rows = slice(row, row + cache.k.shape[1])
+            cache.k[layer, :, :, start] = k[rows, :, 0]
+            cache.v[layer, :, :, start] = v[rows, :, 0]
+            y = F.scaled_dot_product_attention(
+                q[rows], cache.k[layer, :, :, : start + 1], cache.v[layer, :, :, : start + 1]
+            )
+            groups.append(y.transpose(1, 2).flatten(2))
+            row = rows.stop
+        return self.out(pad_rows(torch.cat(groups)) if row < len(x) else torch.cat(groups))
 
 
 class CrossAttention(nn.Module):
@@ -65,14 +76,17 @@ class CrossAttention(nn.Module):
         self.kv = nn.Linear(hidden_size, 2 * hidden_size, bias=False)
         self.out = nn.Linear(hidden_size, hidden_size, bias=False)
 
-    def forward(self, x, k, v, mask, rows: int):
-        """x [B, T, hidden], of which the first `rows` count; k, v [P, H, S, D] of P prompts, whose rows (as many for
-        each) stand side by side."""
-        # The rows of a prompt become its queries: its keys and values are read once, not once a row.
-        q = self.q(x)[:rows].reshape(len(k), -1, x.shape[-1])
-        y = F.scaled_dot_product_attention(heads_of(q, 1, self.num_heads)[0], k, v, mask)  # [P, H, rows / P * T, D]
-        y = y.transpose(1, 2).reshape(rows, *x.shape[1:])
-        return self.out(pad_rows(y) if rows < len(x) else y)
+    def forward(self, x, texts):
+        """x [B, T, hidden]; texts: (k, v [P, H, S, D], mask, rows) for groups of rows that stand one after the other in
+        x, the rows of each group's P prompts side by side."""
+        q, groups, row = self.q(x), [], 0
+        for k, v, mask, rows in texts:
+            # The rows of a prompt become its queries: its keys and values are read once, not once a row.
+            queries = q[row : row + rows].reshape(len(k), -1, x.shape[-1])
+            y = F.scaled_dot_product_attention(heads_of(queries, 1, self.num_heads)[0], k, v, mask)  # [P, H, rows/P*T, D]
+            groups.append(y.transpose(1, 2).reshape(rows, *x.shape[1:]))
+            row += rows
+        return self.out(pad_rows(torch.cat(groups)) if row < len(x) else torch.cat(groups))
 
 
 class GLU(nn.Module):
@@ -114,10 +128,9 @@ class DecoderLayer(nn.Module):
         self.cross_attn_ln = nn.LayerNorm(hidden_size)
         self.glu = GLU(hidden_size, ffn_size)
 
-    def forward(self, x, text_k, text_v, mask, rows, cache=None, layer: int = 0, start: int = 0):
-        y = self.self_attn(self.pre_self_attn_ln(x), causal=x.shape[1] > 1, cache=cache, layer=layer, start=start)
-        x = x + self.self_attn_ln(y)
-        x = x + self.cross_attn_ln(self.cross_attn(self.pre_cross_attn_ln(x), text_k, text_v, mask, rows))
+    def forward(self, x, texts, layer: int = 0, caches=()):
+        x = x + self.self_attn_ln(self.self_attn(self.pre_self_attn_ln(x), causal=True, layer=layer, caches=caches))
+        x = x + self.cross_attn_ln(self.cross_attn(self.pre_cross_attn_ln(x), texts))
         return x + self.glu(x)
 
 
@@ -173,7 +186,7 @@ class BartPrior(ModelMixin, ConfigMixin):
         x = self.image_ln(self.image_embedding(ids) + self.image_position.weight[: ids.shape[1]])
         for layer in self.decoder:
             k, v = heads_of(layer.cross_attn.kv(text), 2, self.config.num_heads)
-            x = layer(x, k, v, mask, len(x))
+            x = layer(x, [(k, v, mask, len(x))])
         return self.head(self.decoder_ln(x))
 
     def prefill(self, text_ids: torch.Tensor, copies: int = 1) -> tuple[BartCache, torch.Tensor]:
@@ -187,13 +200,19 @@ class BartPrior(ModelMixin, ConfigMixin):
         for i, layer in enumerate(self.decoder):
             cache.text_k[i], cache.text_v[i] = heads_of(layer.cross_attn.kv(text), 2, self.config.num_heads)
         start = torch.full((len(text_ids) * copies,), self.config.start_token_id, device=text_ids.device)
-        return cache, self.decode(start, cache, -1)
+        return cache, self.decode([(start, cache, -1)])[0]
 
-    def decode(self, image_ids: torch.Tensor, cache: BartCache, position: int) -> torch.Tensor:
-        """Each row's image token `position` [B] -> logits [B, V] of image token `position` + 1."""
-        start = position + 1  # the start token stands before image token 0
-        rows = len(image_ids)
-        x = self.image_ln(pad_rows(self.image_embedding(image_ids[:, None]) + self.image_position.weight[start]))
+    def decode(self, steps: list[tuple[torch.Tensor, BartCache, int]]) -> list[torch.Tensor]:
+        """For each (image_ids [B], cache, position), each row's image token `position`: logits [B, V] of the next one.
+
+        Several steps, of requests that know nothing of each other, go through the weights together.
+        """
+        # The start token stands before image token 0.
+        x = [self.image_embedding(ids[:, None]) + self.image_position.weight[position + 1] for ids, _, position in steps]
+        caches = [(cache, position + 1) for _, cache, position in steps]
+        counts = [len(ids) for ids, _, _ in steps]
+        x = self.image_ln(pad_rows(torch.cat(x)))
         for i, layer in enumerate(self.decoder):
-            x = layer(x, cache.text_k[i], cache.text_v[i], cache.mask, rows, cache, i, start)
-        return self.head(self.decoder_ln(x[:, 0]))[:rows]
+            texts = [(c.text_k[i], c.text_v[i], c.mask, rows) for (c, _), rows in zip(caches, counts)]
+            x = layer(x, texts, i, caches)
+        return list(self.head(self.decoder_ln(x[:, 0]))[: sum(counts)].split(counts))

@@ -74,7 +74,7 @@ CATALOGUE = {
         note="Anything in a few English words, 256 x 256. Landscapes and odd combinations are good; faces are not.",
     ),
     "dalle-mega": Model(
-        "DALL·E mega", "MIT", 2_634_209_915, 64, 5_370_000_000, "kuprel/min-dalle",
+        "DALL·E mega", "MIT", 2_634_230_915, 64, 5_370_000_000, "kuprel/min-dalle",
         files=("encoder.pt", "decoder.pt", "detoker.pt", "vocab.json", "merges.txt"),
         examples=PUBLISHED_EXAMPLES,
         note="As DALL·E mini, with more detail and better compositions; slow without a GPU.",

@@ -39,17 +39,27 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(hidden_size, 3 * hidden_size)
         self.proj = nn.Linear(hidden_size, hidden_size)
 
-    def forward(self, x, cache=None, layer: int = 0, start: int = 0):
+    def forward(self, x, layer: int = 0, caches=()):
+        """x [B, T, hidden]: whole sequences from position 0, or, with caches, what stands at each cache's own place.
+
+        caches: (cache, start) for groups of rows that stand one after the other in x.
+        """
         q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)  # each [B, H, T, D]
-        if cache is not None:
-            rows, end = cache.k.shape[1], start + x.shape[1]
-            cache.k[layer, :, :, start:end] = k[:rows]  # x may hold more rows, of padding
-            cache.v[layer, :, :, start:end] = v[:rows]
-            q, k, v = q[:rows], cache.k[layer, :, :, :end], cache.v[layer, :, :, :end]
-        # A single query sees all that is cached; several start at position 0 and are causal.
-        y = F.scaled_dot_product_attention(q, k, v, is_causal=x.shape[1] > 1)
-        y = y.transpose(1, 2).flatten(2)  # [B, T, H*D]
-        return self.proj(pad_rows(y) if len(y) < len(x) else y)
+        if not caches:
+            y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+            return self.proj(y.transpose(1, 2).flatten(2))  # [B, T, H*D]
+        groups, row = [], 0
+        for cache, start in caches:
+            rows, end = slice(row, row + cache.k.shape[1]), start + x.shape[1]
+            cache.k[layer, :, :, start:end] = k[rows]
+            cache.v[layer, :, :, start:end] = v[rows]
+            # A single query sees all that is cached; several start at position 0 and are causal.
+            y = F.scaled_dot_product_attention(
+                q[rows], cache.k[layer, :, :, :end], cache.v[layer, :, :, :end], is_causal=x.shape[1] > 1
+            )
+            groups.append(y.transpose(1, 2).flatten(2))
+            row = rows.stop
+        return self.proj(pad_rows(torch.cat(groups)) if row < len(x) else torch.cat(groups))
 
 
 class Block(nn.Module):
@@ -62,8 +72,8 @@ class Block(nn.Module):
             nn.Linear(hidden_size, 4 * hidden_size), nn.GELU(), nn.Linear(4 * hidden_size, hidden_size)
         )
 
-    def forward(self, x, cache=None, layer: int = 0, start: int = 0):
-        x = x + self.attn(self.ln1(x), cache, layer, start)
+    def forward(self, x, layer: int = 0, caches=()):
+        x = x + self.attn(self.ln1(x), layer, caches)
         return x + self.mlp(self.ln2(x))
 
 
@@ -111,20 +121,26 @@ class GPTPrior(ModelMixin, ConfigMixin):
         [P * copies, V] of image token 0.
         """
         cache = KVCache(self, len(text_ids))
-        x = self._blocks(self._embed_text(text_ids), cache)
+        x = self._blocks(self._embed_text(text_ids), [(cache, 0)])
         return cache.repeat(copies), self._logits(x[:, -1]).repeat_interleave(copies, dim=0)
 
-    def decode(self, image_ids: torch.Tensor, cache: KVCache, position: int) -> torch.Tensor:
-        """Each row's image token `position` [B] -> logits [B, V] of image token `position` + 1."""
-        x = pad_rows(self.image_embedding(image_ids[:, None]) + self.image_position.weight[position])
-        return self._logits(self._blocks(x, cache, self.config.text_length + position)[:, 0])[: len(image_ids)]
+    def decode(self, steps: list[tuple[torch.Tensor, KVCache, int]]) -> list[torch.Tensor]:
+        """For each (image_ids [B], cache, position), each row's image token `position`: logits [B, V] of the next one.
+
+        Several steps, of requests that know nothing of each other, go through the weights together.
+        """
+        x = [self.image_embedding(ids[:, None]) + self.image_position.weight[position] for ids, _, position in steps]
+        caches = [(cache, self.config.text_length + position) for _, cache, position in steps]
+        counts = [len(ids) for ids, _, _ in steps]
+        logits = self._logits(self._blocks(pad_rows(torch.cat(x)), caches)[:, 0])
+        return list(logits[: sum(counts)].split(counts))
 
     def _embed_text(self, text_ids):
         return self.text_embedding(text_ids) + self.text_position.weight
 
-    def _blocks(self, x, cache=None, start: int = 0):
+    def _blocks(self, x, caches=()):
         for layer, block in enumerate(self.blocks):
-            x = block(x, cache, layer, start)
+            x = block(x, layer, caches)
         return x
 
     def _logits(self, x):

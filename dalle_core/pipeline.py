@@ -15,7 +15,7 @@ from dalle_core import image_tokenizer as images
 from dalle_core import memory
 from dalle_core import rerank as clip_rerank
 from dalle_core.bart_prior import BartPrior
-from dalle_core.engine import SamplingSettings, generate
+from dalle_core.engine import SamplingSettings, Together, generate
 from dalle_core.errors import InputError
 from dalle_core.gpt_prior import GPTPrior
 from dalle_core.sampling import candidate_uniforms
@@ -62,7 +62,7 @@ class Step:
 class DallePipeline(DiffusionPipeline):
     """`pipe("a red fox", num_candidates=16, seed=7).candidates[0].image`; see `stream` for the arguments.
 
-    Holds no request's state: several threads may sample from one pipeline.
+    Holds no request's state: several threads may sample from one pipeline, and go through its weights together.
     """
 
     model_cpu_offload_seq = "prior->image_tokenizer->clip"
@@ -94,6 +94,7 @@ class DallePipeline(DiffusionPipeline):
             name=name, defaults=sampling, examples=list(examples or []), text_normalizer=text_normalizer,
             licence=licence,
         )  # fmt: skip
+        self._together = Together(prior)
         self.chunk_size: int | None = None  # candidates sampled at a time; None: what fits, up to 64
         self.max_candidates = 64
 
@@ -203,7 +204,7 @@ class DallePipeline(DiffusionPipeline):
         while len(finished) < count:
             rows = range(len(finished), min(len(finished) + chunk, count))
             uniforms = torch.stack([candidate_uniforms(generation.seed, i, length) for i in rows])
-            steps = generate(self.prior, text_ids, null_ids, uniforms, settings, forced, keep)
+            steps = generate(self._together, text_ids, null_ids, uniforms, settings, forced, keep)
             out_of_memory = False
             try:
                 for position, tokens in enumerate(steps, 1):

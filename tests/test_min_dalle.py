@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from dalle_core import ModelError, image_tokenizer
 from dalle_core.checkpoints import min_dalle, vqgan
 from dalle_core.checkpoints.tensors import read_torch
-from dalle_core.engine import SamplingSettings, generate
+from dalle_core.engine import SamplingSettings, Together, generate
 from dalle_core.text_tokenizer import encode_prompts
 from tests.published import MinDalleFiles
 
@@ -50,7 +50,7 @@ def test_logits_at_every_position(peer, parts, ids):
 
 
 def test_greedy_tokens_under_guidance(peer, parts, ids):
-    steps = generate(parts["prior"].float(), ids[:1], ids[1:], torch.zeros(2, 256), SamplingSettings(0.0, 0, 1.0, 4.0))
+    steps = generate(Together(parts["prior"].float()), ids[:1], ids[1:], torch.zeros(2, 256), SamplingSettings(0.0, 0, 1.0, 4.0))
     for _ in range(40):
         tokens = next(steps)
     steps.close()
@@ -66,7 +66,7 @@ def test_cached_steps_equal_the_full_forward(parts, ids):
     cache, logits = prior.prefill(ids, copies=2)
     torch.testing.assert_close(logits, full[:, 0], atol=1e-4, rtol=0)
     for position in range(12):
-        logits = prior.decode(tokens[:, position], cache, position)
+        logits = prior.decode([(tokens[:, position], cache, position)])[0]
         torch.testing.assert_close(logits, full[:, position + 1], atol=1e-4, rtol=0)
 
 

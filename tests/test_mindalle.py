@@ -47,7 +47,7 @@ def test_logits_at_every_position(parts):
     cache, logits = parts["prior"].prefill(texts)
     for position in range(3):
         torch.testing.assert_close(logits.double(), expected[:, position], atol=1e-4, rtol=0)
-        logits = parts["prior"].decode(images[:, position], cache, position)
+        logits = parts["prior"].decode([(images[:, position], cache, position)])[0]
 
 
 @torch.no_grad()

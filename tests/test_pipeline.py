@@ -106,11 +106,11 @@ def test_out_of_memory_halves_the_chunk_and_keeps_what_is_finished(own_pipeline)
     expected = by_index(own_pipeline("a fox", num_candidates=12, seed=4))
     decode, chunks = own_pipeline.prior.decode, []
 
-    def scarce(image_ids, cache, position):
-        if len(image_ids) > 16:
-            chunks.append(len(image_ids))
+    def scarce(steps):
+        if sum(len(ids) for ids, _, _ in steps) > 16:
+            chunks.append(len(steps[0][0]))
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return decode(image_ids, cache, position)
+        return decode(steps)
 
     own_pipeline.prior.decode = scarce
     generation = own_pipeline("a fox", num_candidates=40, seed=4)
