@@ -11,11 +11,12 @@ from demo.look import CSS, HEAD, JS, header, theme  # noqa: E402
 from demo.models import Models  # noqa: E402
 
 
-def create_demo(models: Models) -> gr.Blocks:
-    """The page; all visitors share the loaded model, nothing of theirs is kept in it."""
+def create_demo(models: Models, together: int = 4) -> gr.Blocks:
+    """The page; all visitors share the loaded model, nothing of theirs is kept in it. `together` people draw at once,
+    the next ones wait in a queue."""
     with gr.Blocks(title="DALL·E, ranked", delete_cache=(3600, 24 * 3600), fill_width=True, analytics_enabled=False) as demo:
         gr.HTML(header(), elem_id="header")
-        create.build(models, demo)
+        create.build(models, demo, together)
     return demo.queue(max_size=16, default_concurrency_limit=1)
 
 

@@ -4,6 +4,7 @@ import html
 import logging
 import secrets
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
 import gradio as gr
@@ -99,8 +100,8 @@ def preview_every(pipe) -> int:
     return 0 if large and pipe.device.type == "cpu" else 2 * pipe.grid_size
 
 
-def build(models: Models, demo: gr.Blocks) -> None:
-    """Adds the tab's components and events to the Blocks being built."""
+def build(models: Models, demo: gr.Blocks, together: int) -> None:
+    """Adds the tab's components and events to the Blocks being built; `together` people may draw at once."""
     pipe = models.pipe  # as it is when the page is built; handlers ask `models`
     defaults = pipe.defaults
     kept = gr.State([])  # of the finished grid on show: dicts of path, rank, score, seed, index; best first
@@ -188,10 +189,11 @@ def build(models: Models, demo: gr.Blocks) -> None:
             changes.clear()
             return row
 
+        held = ExitStack()
         try:
             for line in models.use(model):  # another visitor may have changed it
                 yield update(progress=said(line))
-            pipe = models.pipe
+            pipe = held.enter_context(models.drawing(model))
             asked = parse_seed(seed, keep_seed, drawn)
             seed = secrets.randbelow(2**32) if asked is None else asked
             used, dropped = pipe.fit_prompt(prompt)
@@ -200,13 +202,14 @@ def build(models: Models, demo: gr.Blocks) -> None:
                 top_k=int(top_k), top_p=top_p, guidance_scale=guidance, preview_every=int(every),
             )  # fmt: skip
         except (InputError, ModelError) as error:
+            held.close()
             raise gr.Error(str(error), duration=10, print_exception=False) from None
 
         cut = cut_notice(used, dropped)
         if asked is None:
             changes["drawn"] = str(seed)
-        yield update(seed=str(seed), notice=cut, progress=STARTING)
         try:
+            yield update(seed=str(seed), notice=cut, progress=STARTING)
             for step in steps:
                 if step.generation is not None:
                     break
@@ -231,6 +234,7 @@ def build(models: Models, demo: gr.Blocks) -> None:
             raise gr.Error("Drawing failed. The server's log says why; try again.", print_exception=False) from None
         finally:
             steps.close()
+            held.close()
 
         items = [
             {"path": str(path), "rank": rank, "score": candidate.score, "seed": candidate.seed, "index": candidate.index}
@@ -260,7 +264,7 @@ def build(models: Models, demo: gr.Blocks) -> None:
 
     drawing = dict(
         fn=draw, inputs=inputs, outputs=outputs, show_progress="minimal", show_progress_on=progress,
-        concurrency_id="sampling", concurrency_limit=1, trigger_mode="once",
+        concurrency_id="sampling", concurrency_limit=together, trigger_mode="once",
     )  # fmt: skip
     # At once, not with the first token: a run that waits in the queue can be stopped too. Before `draw`: a
     # trigger's events start one after the other.
@@ -275,7 +279,6 @@ def build(models: Models, demo: gr.Blocks) -> None:
         event.then(finish, progress, [progress, stop], queue=False, show_progress="hidden", api_visibility="private")
     stop.click(None, cancels=[clicked, from_example], queue=False, api_visibility="private")
 
-    # A change of model frees the one before, so it waits for its turn as a drawing does.
     def change(source):
         """Loads a model; outputs: the status line, then the controls with its limits and defaults."""
         try:
@@ -302,7 +305,7 @@ def build(models: Models, demo: gr.Blocks) -> None:
     controls = [model, about, candidates, temperature, top_k, top_p, guidance, every, examples]
     model.select(
         change, model, [progress, *controls], show_progress="minimal", show_progress_on=progress,
-        concurrency_id="sampling", concurrency_limit=1, trigger_mode="once", api_visibility="private",
+        trigger_mode="once", api_visibility="private",
     )  # fmt: skip
     built_with = models.source
     demo.load(  # for a page opened after a change

@@ -6,6 +6,7 @@ import logging
 import queue
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 
@@ -18,22 +19,36 @@ log = logging.getLogger(__name__)
 class Models:
     """`pipe` is the loaded pipeline, `source` the name, folder or Hub id it came from.
 
-    load(source, tell) -> pipeline; None: this model is the only one. Calls of `use` must not overlap with sampling: the
-    page gives both one place in its queue.
+    load(source, tell) -> pipeline; None: this model is the only one. Several visitors draw at once; a change of model
+    waits until nobody draws.
     """
 
     def __init__(self, pipe: DallePipeline, source: str, load: Callable | None = None):
         self.pipe, self.source, self.load = pipe, source, load
         self.choices = list(dict.fromkeys([source, *CATALOGUE])) if load else [source]
-        self._lock = threading.Lock()
+        self._drawing, self._switching = 0, False
+        self._changed = threading.Condition()
+
+    @contextmanager
+    def drawing(self, source: str) -> Iterator[DallePipeline]:
+        """The pipeline, kept loaded while this is held. Raises ModelError when another visitor has just changed it."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._switching)
+            if source != self.source:
+                raise ModelError("Another visitor has just changed the model: try again.")
+            self._drawing += 1
+        try:
+            yield self.pipe
+        finally:
+            with self._changed:
+                self._drawing -= 1
+                self._changed.notify_all()
 
     def use(self, source: str) -> Iterator[str]:
         """Makes `source` the loaded model; yields lines that say what is going on. The model before is freed first.
 
         Raises ModelError when it cannot be loaded, with the model before loaded again.
         """
-        if source == self.source:
-            return
         if source not in self.choices:
             raise ModelError(f"{str(source)[:60]!r} is not one of this page's models: {', '.join(self.choices)}.")
         lines, failed = queue.SimpleQueue(), []
@@ -46,27 +61,36 @@ class Models:
             lines.put(None)
 
         threading.Thread(target=work, daemon=True).start()
-        yield f"Loading {source}…"
         while (line := lines.get()) is not None:
             yield line
         if failed:
             raise failed[0]
 
     def _switch(self, source: str, tell: Callable[[str], None]) -> None:
-        with self._lock:
-            before = self.source
-            if source == before:
+        with self._changed:
+            if self._drawing and source != self.source:
+                tell("Waiting for the pictures that are being drawn…")
+            self._changed.wait_for(lambda: not self._switching and (source == self.source or not self._drawing))
+            if source == self.source:
                 return
+            self._switching = True
+        try:
+            tell(f"Loading {source}…")
             self.pipe = None
             gc.collect()
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
             try:
-                self.pipe, self.source = self.load(source, tell), source
+                self.pipe = self.load(source, tell)
+                self.source = source
             except Exception:
-                tell(f"Loading {before} again…")
-                self.pipe = self.load(before, tell)
+                tell(f"Loading {self.source} again…")
+                self.pipe = self.load(self.source, tell)
                 raise
+        finally:
+            with self._changed:
+                self._switching = False
+                self._changed.notify_all()
 
 
 def labelled(choices: list[str]) -> list[tuple[str, str]]:

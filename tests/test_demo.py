@@ -3,6 +3,7 @@
 import json
 import re
 import zipfile
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,8 +11,9 @@ from gradio_client import Client
 from gradio_client.exceptions import AppError
 from PIL import Image
 
-from dalle_core import InputError
+from dalle_core import InputError, ModelError
 from demo import Models, create, create_demo, launch_options, pictures
+from demo.models import facts as model_facts
 
 
 def test_enlarging_is_exact_in_size_and_true_in_colour():
@@ -134,3 +136,66 @@ def test_what_nobody_expected_gets_a_sentence_and_the_log_the_traceback(client, 
         ask(client)
     assert "secret" not in str(error.value) and "a secret of the server" in caplog.text
     assert len(ask(client, candidates=1)[0]["value"]) == 1
+
+
+def test_people_who_draw_at_once_each_get_their_own(client, tiny_pipeline):
+    jobs = [
+        client.submit(prompt="a red fox", negative="", candidates=3, seed=str(seed), keep_seed=True, temperature=1,
+                           top_k=0, top_p=1, guidance=2, every=4, order=create.RANKED, api_name="/generate")
+        for seed in range(4)
+    ]  # fmt: skip
+    for seed, job in enumerate(jobs):
+        expected = tiny_pipeline("a red fox", num_candidates=3, seed=seed, guidance_scale=2.0)
+        for item, candidate in zip(job.result(timeout=60)[0]["value"], expected.candidates):
+            assert np.array_equal(np.array(Image.open(item["image"])), np.array(pictures.enlarge(candidate.image)))
+
+
+# ---------------------------------------------------------------- changing the model
+
+
+def collect(steps):
+    lines = []
+    try:
+        lines.extend(steps)
+    except Exception as error:
+        return lines, error
+    return lines, None
+
+
+def test_the_model_before_is_freed_first_and_comes_back_after_a_failure():
+    alive, models = [], None
+
+    def load(source, tell):
+        assert models.pipe is None
+        alive.append(source)
+        if source == "dalle-mega":
+            raise ModelError("it takes 10.5 GB, and 6.0 GB are free")
+        tell("Downloading…")
+        return SimpleNamespace(name=source)
+
+    models = Models(SimpleNamespace(name="emoji"), "emoji", load)
+    lines, error = collect(models.use("dalle-mini"))
+    assert lines == ["Loading dalle-mini…", "Downloading…"] and error is None and models.pipe.name == "dalle-mini"
+    assert collect(models.use("dalle-mini")) == ([], None)
+    lines, error = collect(models.use("dalle-mega"))
+    assert "10.5 GB" in str(error) and models.source == models.pipe.name == "dalle-mini"
+    assert alive == ["dalle-mini", "dalle-mega", "dalle-mini"]
+    assert "not one of this page's models" in str(collect(models.use("../../etc"))[1])
+
+
+def test_a_change_waits_for_those_who_draw():
+    models = Models(SimpleNamespace(name="emoji"), "emoji", lambda source, tell: SimpleNamespace(name=source))
+    with models.drawing("emoji") as pipe:
+        change = models.use("dalle-mini")
+        assert "Waiting" in next(change) and models.pipe is pipe
+    assert list(change) == ["Loading dalle-mini…"] and models.pipe.name == "dalle-mini"
+    with pytest.raises(ModelError, match="Another visitor"), models.drawing("emoji"):
+        pass
+
+
+def test_what_is_known_of_a_model_is_shown(tiny_pipeline):
+    assert "downloads 1.1 GB" in model_facts("dalle-mini", None) and "MIT" in model_facts("dalle-mini", None)
+    tiny_pipeline.register_to_config(licence="CC-BY-NC-SA-4.0 (non-commercial)")
+    shown = model_facts("/models/1.3B", tiny_pipeline)
+    assert "non-commercial" in shown and "64 candidates at a time" in shown and "float32 on cpu" in shown
+    tiny_pipeline.register_to_config(licence="unknown")

@@ -68,7 +68,7 @@ def served(tmp_path_factory):
         return pipe if source == "tiny" else other
 
     models = Models(pipe, "tiny", load)
-    demo = create_demo(models)
+    demo = create_demo(models, together=1)
     _, url, _ = demo.launch(prevent_thread_lock=True, quiet=True, **launch_options())
     yield url, gate
     gate.open.set()
