@@ -1,7 +1,8 @@
 """DALL·E mini against min-dalle 0.4.11: from the prompt's ids to pixels, with the same random weights.
 
 Regime: DALL·E mini's full shapes (437 M parameters, VQGAN at 256 x 256), written to files as min-dalle writes them, then
-read by each side in a process of its own, one after the other, float32 on the CPU with all threads, guidance 16, top-k
+read by each side in a process of its own, one after the other, float32 on the CPU with all threads (`--dtype best`:
+ours in int8), guidance 16, top-k
 256, temperature 1. min-dalle runs its own `generate_raw_image_stream`, ours `DallePipeline` without CLIP, which
 min-dalle does not have. Before anything is timed the two must give the same greedy tokens. Random weights take as long
 as trained ones. Nothing else should be running. Ends in one JSON line.
@@ -59,12 +60,12 @@ def theirs(folder: Path, candidates: int) -> dict:
     return {"greedy": greedy, "seconds": time.perf_counter() - start}
 
 
-def ours(folder: Path, candidates: int) -> dict:
+def ours(folder: Path, candidates: int, dtype: str) -> dict:
     import torch
 
     import dalle_core
 
-    pipe = dalle_core.load(folder, device="cpu", clip="none")
+    pipe = dalle_core.load(folder, device="cpu", dtype=getattr(torch, dtype), clip="none")
     keep = torch.zeros(16, 16, dtype=torch.bool)
     keep.view(-1)[GREEDY:] = True
     first = pipe(PROMPT, num_candidates=1, temperature=0.0, guidance_scale=16.0, image_tokens=torch.zeros(16, 16).long(), keep=keep)
@@ -79,11 +80,13 @@ def ours(folder: Path, candidates: int) -> dict:
 def main() -> None:
     parser = argparse.ArgumentParser(description="DALL·E mini's shapes, against min-dalle.")
     parser.add_argument("--candidates", type=int, default=9, choices=[1, 4, 9, 16])
+    parser.add_argument("--dtype", default="float32", choices=["float32", "best"], help="ours; best is int8")
     parser.add_argument("--side", choices=["ours", "theirs"], help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.side:
-        result = {"ours": ours, "theirs": theirs}[args.side](args.folder, args.candidates)
+        dtype = "int8" if args.dtype == "best" else args.dtype
+        result = theirs(args.folder, args.candidates) if args.side == "theirs" else ours(args.folder, args.candidates, dtype)
         result["peak_gb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
         print(json.dumps(result))
         return
@@ -95,18 +98,20 @@ def main() -> None:
         subprocess.run([sys.executable, "-c", write], cwd=ROOT, check=True)
         environment = os.environ | {"HF_HOME": f"{folder}/home", "HF_HUB_OFFLINE": "1"}
         results = {}
-        for side in ("ours", "ours", "theirs"):  # the first of ours converts the files
+        for side in ("ours", "theirs", "ours"):  # the first of ours converts the files and must agree with theirs
             command = [sys.executable, "-m", "benchmarks.min_dalle", "--side", side, "--folder", folder]
+            command += ["--dtype", args.dtype if side in results else "float32"]
             command += ["--candidates", "1" if side == "ours" and side not in results else str(args.candidates)]
             out = subprocess.run(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True, check=True)
-            results[side] = json.loads(out.stdout.splitlines()[-1])
+            result = json.loads(out.stdout.splitlines()[-1])
+            if side == "theirs" and result["greedy"] != results["ours"]["greedy"]:
+                raise SystemExit(f"The two do not agree:\n{results['ours']['greedy']}\n{result['greedy']}")
+            results[side] = result
     a, b = results["ours"], results["theirs"]
-    if a["greedy"] != b["greedy"]:
-        raise SystemExit(f"The two do not agree:\n{a['greedy']}\n{b['greedy']}")
     print(
         json.dumps(
             {
-                "candidates": args.candidates, "dtype": "float32", "speedup": round(b["seconds"] / a["seconds"], 2),
+                "candidates": args.candidates, "dtype": args.dtype, "speedup": round(b["seconds"] / a["seconds"], 2),
                 "peak_memory_ratio": round(a["peak_gb"] / b["peak_gb"], 2), "ours_s": round(a["seconds"], 1),
                 "ours_ms_a_token": round(a["tokens_s"] / 255 * 1000, 1), "min_dalle_s": round(b["seconds"], 1),
                 "ours_peak_gb": round(a["peak_gb"], 2), "min_dalle_peak_gb": round(b["peak_gb"], 2),

@@ -22,7 +22,7 @@ class BartCache:
     """
 
     def __init__(self, prior: "BartPrior", prompts: int, copies: int):
-        config, weight = prior.config, prior.head.weight
+        config, weight = prior.config, prior.image_embedding.weight
         heads, size = config.num_heads, config.hidden_size // config.num_heads
 
         def empty(rows, length):

@@ -20,6 +20,7 @@ from dalle_core.checkpoints import dalle_mini, min_dalle, mindalle
 from dalle_core.downloads import Progress
 from dalle_core.errors import ModelError
 from dalle_core.gpt_prior import GPTPrior
+from dalle_core.int8 import quantize
 from dalle_core.image_tokenizer import OWN_CONFIG, drop_encoder, set_pixel_range
 from dalle_core.pipeline import DallePipeline
 
@@ -92,14 +93,19 @@ def load(
     """A name of the CATALOGUE, a Hub id in this project's layout, or a folder: in this project's layout, or of
     min-dalle, dalle-mini or minDALL·E, recognised by their files.
 
-    device None: CUDA, else Apple's MPS, else the CPU. dtype None: float32 on the CPU and MPS, bfloat16 on CUDA. clip: a
-    folder or Hub id of the CLIP that ranks, "none" for no ranking, None for the model's own or the usual one. tell is
-    called with a line of text now and then. Raises ModelError naming the file (and the key) when something is missing,
+    device None: CUDA, else Apple's MPS, else the CPU. dtype None: float32 on the CPU and MPS, bfloat16 on CUDA;
+    int8, on a CPU: the prior's linear layers in 8 bits, all else in float32. clip: a folder or Hub id of the CLIP that
+    ranks, "none" for no ranking, None for the model's own or the usual one. tell is called with a line of text now and
+    then. Raises ModelError naming the file (and the key) when something is missing,
     damaged, unexpected or misshapen, or with numbers when it does not fit.
     """
     source, device = str(source), _device(device)
     if dtype is None:
         dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    eight_bit = dtype == torch.int8
+    if eight_bit and device.type != "cpu":
+        raise ModelError(f"int8 is for CPUs; on {device} use bfloat16.")
+    dtype = torch.float32 if eight_bit else dtype
     known = CATALOGUE.get(source)
     if known:  # before gigabytes are downloaded for nothing
         memory.check_model(known.title, known.parameters, dtype, device)
@@ -109,6 +115,8 @@ def load(
     elif clip is not None or pipe.clip is None:
         usual = CLIP_ON_GPU if device.type == "cuda" else CLIP_ON_CPU
         pipe.register_modules(**load_clip(clip or usual, dtype, tell))
+    if eight_bit:
+        quantize(pipe.prior)
     try:
         return pipe.to(device)
     except torch.OutOfMemoryError:

@@ -18,7 +18,7 @@ class KVCache:
     """Keys and values of every layer for `rows` sequences, allocated once. The caller owns it."""
 
     def __init__(self, prior: "GPTPrior", rows: int):
-        config, weight = prior.config, prior.head.weight
+        config, weight = prior.config, prior.image_embedding.weight
         length = config.text_length + config.image_length
         shape = (config.num_layers, rows, config.num_heads, length, config.hidden_size // config.num_heads)
         self.k = torch.empty(shape, device=weight.device, dtype=weight.dtype)  # [L, B, H, T, D]

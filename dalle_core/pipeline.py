@@ -16,8 +16,9 @@ from dalle_core import memory
 from dalle_core import rerank as clip_rerank
 from dalle_core.bart_prior import BartPrior
 from dalle_core.engine import SamplingSettings, Together, generate
-from dalle_core.errors import InputError
+from dalle_core.errors import InputError, ModelError
 from dalle_core.gpt_prior import GPTPrior
+from dalle_core.int8 import is_quantized
 from dalle_core.sampling import candidate_uniforms
 from dalle_core.text_tokenizer import encode_prompts, fit_prompt
 
@@ -97,6 +98,12 @@ class DallePipeline(DiffusionPipeline):
         self._together = Together(prior)
         self.chunk_size: int | None = None  # candidates sampled at a time; None: what fits, up to 64
         self.max_candidates = 64
+
+    def save_pretrained(self, *args, **kwargs) -> None:
+        """As diffusers' own. Raises ModelError for 8-bit weights, which are made at loading and never stored."""
+        if is_quantized(self.prior):
+            raise ModelError("int8 weights are not saved: load the model in float32 or bfloat16 to save it.")
+        super().save_pretrained(*args, **kwargs)
 
     @property
     def name(self) -> str:

@@ -25,7 +25,7 @@ EXAMPLES = [
     "一只猫",
     "粉色背景上的草莓",
     "a letter a",
-    "two cherries",
+    "two penguins",
 ]
 
 
@@ -34,6 +34,7 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="where the training commands wrote")
     parser.add_argument("--out", type=Path, default=Path("assets/emoji"))
     parser.add_argument("--name", default="emoji")
+    parser.add_argument("--licence", default="CC-BY-4.0", help="of the weights (%(default)s)")
     parser.add_argument("--example", action="append", help="a prompt to show on the page; may be repeated")
     parser.add_argument("--temperature", type=float, default=1.0)
     parser.add_argument("--top-k", type=int, default=100)
@@ -52,6 +53,7 @@ def main() -> None:
             "guidance_scale": args.guidance_scale,
         },
         examples=args.example or EXAMPLES,
+        licence=args.licence,
     )  # fmt: skip
     pipe.to(torch.float16).save_pretrained(args.out)
     size = sum(path.stat().st_size for path in args.out.rglob("*.safetensors"))

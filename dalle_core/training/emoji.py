@@ -229,7 +229,9 @@ def article(name: str) -> str:
 
 
 def plural(name: str) -> str:
-    """English plural of a name's last word, by the regular rules."""
+    """English plural of a name's last word, by the regular rules; a name that is one already stays."""
+    if article(name) == name:
+        return name
     if re.search(r"(s|x|z|ch|sh)$", name):
         return name + "es"
     return name[:-1] + "ies" if re.search(r"[^aeiou]y$", name) else name + "s"
