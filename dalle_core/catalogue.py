@@ -207,7 +207,7 @@ def _load_folder(folder: Path, dtype: torch.dtype, device: torch.device) -> Dall
         raise ModelError(f"{folder}: the text tokenizer cannot be read ({error}).") from None
     if class_of("clip"):
         parts |= _clip_readers(folder / "clip_processor", folder / "clip_tokenizer" if class_of("clip_tokenizer") else None)
-    settings = {key: index[key] for key in ("name", "defaults", "examples", "text_normalizer", "licence") if key in index}
+    settings = {key: index[key] for key in ("name", "defaults", "examples", "text_normalizer", "licence", "labels") if key in index}
     pipe = DallePipeline(**parts, **settings)
     _check_sizes(pipe, folder)
     return pipe

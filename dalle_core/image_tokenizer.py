@@ -72,18 +72,24 @@ def decode(model: VQModel, tokens: torch.Tensor) -> torch.Tensor:
     return pixels.clamp(-1, 1)
 
 
+def flat(image: Image.Image) -> Image.Image:
+    """Any PIL image as RGB: upright (EXIF), transparency on white, the first frame."""
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith(("I;16", "I", "F")):  # 16 bits a channel: Pillow would clip, not scale
+        array = np.asarray(image, dtype=np.float64)
+        image = Image.fromarray((array / max(array.max(), 1) * 255).astype(np.uint8))
+    if image.mode == "RGB":
+        return image
+    image = image.convert("RGBA")
+    white = Image.new("RGBA", image.size, "white")
+    white.alpha_composite(image)
+    return white.convert("RGB")
+
+
 def to_pixels(images: list[Image.Image]) -> torch.Tensor:
-    """PIL images of one size -> pixels [B, 3, H, W] in [-1, 1]. Upright (EXIF), transparency on white."""
-    arrays = []
-    for image in images:
-        image = ImageOps.exif_transpose(image)
-        if image.mode != "RGB":
-            image = image.convert("RGBA")
-            white = Image.new("RGBA", image.size, "white")
-            white.alpha_composite(image)
-            image = white.convert("RGB")
-        arrays.append(np.asarray(image))
-    return torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).float() / 127.5 - 1
+    """PIL images of one size -> pixels [B, 3, H, W] in [-1, 1]."""
+    arrays = np.stack([np.asarray(flat(image)) for image in images])
+    return torch.from_numpy(arrays).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
 def to_images(pixels: torch.Tensor) -> list[Image.Image]:

@@ -7,8 +7,9 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 
 import torch
+import torch.nn.functional as F
 from diffusers import DiffusionPipeline, VQModel
-from PIL import Image
+from PIL import Image, ImageOps
 from transformers import CLIPImageProcessorPil, CLIPModel, PreTrainedTokenizerFast
 
 from dalle_core import image_tokenizer as images
@@ -60,6 +61,16 @@ class Step:
     generation: Generation | None = None
 
 
+@dataclass(frozen=True)
+class Label:
+    """How well a label fits a picture."""
+
+    text: str
+    score: float  # CLIP's cosine
+    probability: float  # CLIP's, among the labels that were given
+    log_likelihood: float | None  # the prior's, nats a token; None where it was not asked
+
+
 class DallePipeline(DiffusionPipeline):
     """`pipe("a red fox", num_candidates=16, seed=7).candidates[0].image`; see `stream` for the arguments.
 
@@ -82,9 +93,10 @@ class DallePipeline(DiffusionPipeline):
         examples: list[str] | None = None,
         text_normalizer: str | None = None,
         licence: str = "unknown",
+        labels: list[str] | None = None,
     ):
         """clip None: nothing is ranked. clip_tokenizer None: CLIP reads the prior's ids. text_normalizer: a key of
-        `text_normalizer.NORMALIZERS`."""
+        `text_normalizer.NORMALIZERS`. labels: what the model knows by name, to recognise pictures with."""
         super().__init__()
         self.register_modules(
             image_tokenizer=image_tokenizer, text_tokenizer=text_tokenizer, prior=prior, clip=clip,
@@ -93,7 +105,7 @@ class DallePipeline(DiffusionPipeline):
         sampling = {"num_candidates": 16} | asdict(SamplingSettings()) | dict(defaults or {})
         self.register_to_config(
             name=name, defaults=sampling, examples=list(examples or []), text_normalizer=text_normalizer,
-            licence=licence,
+            licence=licence, labels=list(labels or []),
         )  # fmt: skip
         self._together = Together(prior)
         self.chunk_size: int | None = None  # candidates sampled at a time; None: what fits, up to 64
@@ -135,6 +147,63 @@ class DallePipeline(DiffusionPipeline):
     def fit_prompt(self, prompt: str) -> tuple[str, str]:
         """(what the model reads of a prompt, what does not fit its text length)."""
         return fit_prompt(self.text_tokenizer, prompt, self.prior.config.text_length, self.config.text_normalizer)
+
+    def encode(self, image: Image.Image) -> torch.Tensor:
+        """A picture -> its tokens [grid, grid], by the image tokenizer; cropped to a centred square and resized.
+
+        Raises InputError when the image tokenizer came without its encoder.
+        """
+        square = ImageOps.fit(images.flat(image), (self.image_size, self.image_size), Image.Resampling.LANCZOS)
+        pixels = images.to_pixels([square]).to(self.image_tokenizer.device)
+        return images.encode(self.image_tokenizer, pixels)[0].cpu()
+
+    def decode(self, tokens: torch.Tensor) -> Image.Image:
+        """Tokens [grid, grid] -> the picture they stand for. Raises InputError for other shapes or numbers."""
+        checked, _ = self._forced(tokens, torch.ones(self.grid_size, self.grid_size, dtype=torch.bool))
+        return self._images(checked[None])[0]
+
+    @torch.inference_mode()
+    def log_likelihood(self, tokens: torch.Tensor, prompts: list[str]) -> list[float]:
+        """log p(tokens | prompt) of each prompt, in nats a token: how well the prior finds that the picture fits."""
+        tokens, _ = self._forced(tokens, torch.ones(self.grid_size, self.grid_size, dtype=torch.bool))
+        tokens = tokens.to(self.prior.device)
+        results = []
+        for start in range(0, len(prompts), 8):
+            text_ids = encode_prompts(
+                self.text_tokenizer, prompts[start : start + 8], self.prior.config.text_length,
+                self.config.text_normalizer,
+            ).to(self.prior.device)  # fmt: skip
+            rows = tokens.expand(len(text_ids), -1)
+            logits = self.prior(text_ids, rows[:, :-1]).float()
+            loss = F.cross_entropy(logits.flatten(0, 1), rows.flatten(), reduction="none")
+            results += (-loss.view_as(rows).mean(1)).tolist()
+        return results
+
+    def recognise(self, image: Image.Image, labels: list[str] | None = None, deep: int = 12) -> list["Label"]:
+        """What a picture shows, most likely first by CLIP: each label's CLIP cosine and probability and, for the first
+        `deep` (if the image tokenizer can read pictures), the prior's log-likelihood of the picture given the label.
+
+        labels None: the model's own. Raises InputError when there are no labels, or no CLIP.
+        """
+        labels = [label.strip() for label in (self.config.labels if labels is None else labels) if label.strip()]
+        if not labels:
+            raise InputError("Name some labels, one a line: what could the picture show?")
+        if self.clip is None:
+            raise InputError("This model was loaded without CLIP, which is what recognises.")
+        tokenizer = self.clip_tokenizer or self.text_tokenizer
+        square = ImageOps.fit(images.flat(image), (self.image_size, self.image_size), Image.Resampling.LANCZOS)
+        picture = clip_rerank.image_embeddings(self.clip, self.clip_processor, [square])
+        texts = torch.cat([
+            clip_rerank.text_embeddings(self.clip, tokenizer, labels[i : i + 64]) for i in range(0, len(labels), 64)
+        ])  # fmt: skip
+        cosines = (texts @ picture[0]).cpu()
+        shares = (cosines * self.clip.logit_scale.exp().float().cpu()).softmax(0)
+        order = cosines.argsort(descending=True).tolist()
+        likelihoods = {}
+        if deep and images.has_encoder(self.image_tokenizer):
+            first = [labels[i] for i in order[:deep]]
+            likelihoods = dict(zip(first, self.log_likelihood(self.encode(image), first)))
+        return [Label(labels[i], cosines[i].item(), shares[i].item(), likelihoods.get(labels[i])) for i in order]
 
     def candidates_that_fit(self, guided: bool = True) -> int:
         """How many candidates can be drawn together in the memory that is free, at most `max_candidates`."""

@@ -6,7 +6,7 @@ os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read at gradio's i
 
 import gradio as gr  # noqa: E402
 
-from demo import create  # noqa: E402
+from demo import complete, create, recognise, tokens  # noqa: E402
 from demo.look import CSS, HEAD, JS, header, theme  # noqa: E402
 from demo.models import Models  # noqa: E402
 
@@ -16,7 +16,15 @@ def create_demo(models: Models, together: int = 4) -> gr.Blocks:
     the next ones wait in a queue."""
     with gr.Blocks(title="DALL·E, ranked", delete_cache=(3600, 24 * 3600), fill_width=True, analytics_enabled=False) as demo:
         gr.HTML(header(), elem_id="header")
-        create.build(models, demo, together)
+        with gr.Tabs(elem_id="tabs"):
+            with gr.Tab("Create", id="create"):
+                create.build(models, demo, together)
+            with gr.Tab("Complete", id="complete"):
+                complete.build(models, together)
+            with gr.Tab("Tokens", id="tokens"):
+                tokens.build(models)
+            with gr.Tab("Recognise", id="recognise"):
+                recognise.build(models)
     return demo.queue(max_size=16, default_concurrency_limit=1)
 
 

@@ -3,73 +3,23 @@
 import html
 import logging
 import secrets
-import time
-from contextlib import ExitStack
+from contextlib import closing
 from pathlib import Path
 
 import gradio as gr
 
 from dalle_core import InputError, ModelError
+from demo import run
 from demo.models import Models
 from demo.models import facts as model_facts
 from demo.models import labelled
-from demo.pictures import enlarge, save_all
+from demo.pictures import enlarge
+from demo.run import MAX_PROMPT, label, parse_seed, said
 
 RANKED, SAMPLED = "CLIP's order", "Order of sampling"
 DICE = str(Path(__file__).parent / "dice.svg")
-MAX_PROMPT = 20_000  # characters; what is beyond is far past what any model reads, and would fill every PNG
-UPDATE_EVERY = 0.15  # seconds between updates of the progress line
-
 EMPTY = '<div class="empty">Your candidates appear here, best first.<br>Try one of the examples above.</div>'
 log = logging.getLogger(__name__)
-
-
-def status(index: int, total: int, elapsed: float) -> str:
-    """The progress line: tokens drawn, and the time that is left at the pace so far."""
-    left = elapsed / index * (total - index)
-    return (
-        f'<div class="line" role="status"><span><b>Drawing</b> token {index} of {total}</span>'
-        f"<span>{left:.0f} s left</span></div>"
-        f'<div class="bar"><div style="width:{100 * index / total:.1f}%"></div></div>'
-    )
-
-
-def said(line: str) -> str:
-    """A line of progress that has no bar."""
-    return f'<div class="line" role="status"><span><b>{html.escape(line)}</b></span></div>'
-
-
-def done(count: int, seed: int, elapsed: float, ranked: bool = True) -> str:
-    how = "ranked by CLIP" if ranked else "not ranked"
-    return (
-        f'<div class="line" role="status"><span><b>{count} candidates</b>, {how}, seed {seed}</span>'
-        f"<span>{elapsed:.1f} s</span></div>"
-    )
-
-
-STARTING, STOPPED = said("Reading the prompt"), said("Stopped.")
-
-
-def cut_notice(used: str, dropped: str) -> str:
-    if not dropped:
-        return ""
-    tail = dropped if len(dropped) <= 120 else dropped[:120] + "…"
-    return (
-        '<div class="notice">The prompt is longer than this model reads. It stops at: '
-        f"“…{html.escape(used[-40:])}” <s>{html.escape(tail)}</s></div>"
-    )
-
-
-def parse_seed(text: str, keep: bool, drawn: str = "") -> int | None:
-    """The seed that is asked for, or None for a new one: the box is empty, or still holds the one `drawn` at random
-    for the run before and is not kept. Raises InputError."""
-    text = (text or "").strip()
-    if not text or (text == drawn and not keep):
-        return None
-    try:
-        return int(text)
-    except ValueError:
-        raise InputError(f"The seed {text[:40]!r} is not a whole number from 0 to {2**63 - 1}.") from None
 
 
 def facts(kept: dict) -> str:
@@ -86,12 +36,6 @@ def in_order(kept: list[dict], order: str) -> list[dict]:
 
 def gallery_items(kept: list[dict], order: str) -> list[tuple[str, str]]:
     return [(candidate["path"], label(candidate)) for candidate in in_order(kept, order)]
-
-
-def label(candidate: dict) -> str:
-    if candidate["score"] is None:
-        return f"{candidate['index'] + 1}"
-    return f"#{candidate['rank']} · {candidate['score']:.3f}"
 
 
 def preview_every(pipe) -> int:
@@ -175,9 +119,6 @@ def build(models: Models, demo: gr.Blocks, together: int) -> None:
 
     def draw(prompt, negative, candidates, seed, keep_seed, temperature, top_k, top_p, guidance, every, order, drawn, model):
         """Streams the grid of one prompt. Outputs: gallery, seed, status and details of the best candidate."""
-        started = shown_at = time.monotonic()
-        # Checked here too: the boxes' own limit holds in the browser only.
-        prompt, negative = ((text or "").strip()[:MAX_PROMPT] for text in (prompt, negative))
         changes = {}
 
         def update(**values):
@@ -189,78 +130,46 @@ def build(models: Models, demo: gr.Blocks, together: int) -> None:
             changes.clear()
             return row
 
-        held = ExitStack()
         try:
-            for line in models.use(model):  # another visitor may have changed it
-                yield update(progress=said(line))
-            pipe = held.enter_context(models.drawing(model))
             asked = parse_seed(seed, keep_seed, drawn)
-            seed = secrets.randbelow(2**32) if asked is None else asked
-            used, dropped = pipe.fit_prompt(prompt)
-            steps = pipe.stream(
-                prompt, negative_prompt=negative, num_candidates=int(candidates), seed=seed, temperature=temperature,
-                top_k=int(top_k), top_p=top_p, guidance_scale=guidance, preview_every=int(every),
-            )  # fmt: skip
-        except (InputError, ModelError) as error:
-            held.close()
-            raise gr.Error(str(error), duration=10, print_exception=False) from None
-
-        cut = cut_notice(used, dropped)
-        if asked is None:
-            changes["drawn"] = str(seed)
-        try:
-            yield update(seed=str(seed), notice=cut, progress=STARTING)
+            numbers = {"num_candidates": int(candidates), "top_k": int(top_k), "preview_every": int(every)}
+        except (InputError, TypeError, ValueError) as error:
+            raise run.sentence(error) from None
+        with closing(run.draw(
+            models, model, gallery.GRADIO_CACHE, prompt, asked, negative_prompt=(negative or "").strip()[:MAX_PROMPT],
+            temperature=temperature, top_p=top_p, guidance_scale=guidance, **numbers,
+        )) as steps:  # fmt: skip
             for step in steps:
-                if step.generation is not None:
-                    break
-                now = time.monotonic()
+                if step.seed is not None:
+                    changes |= {"seed": str(step.seed), "notice": step.cut}
+                    if asked is None:
+                        changes["drawn"] = str(step.seed)
                 if step.previews is not None:
                     grid = gr.update(value=[(enlarge(image), "") for image in step.previews], visible=True)
                     # From here on the grid before is gone: what is shown cannot be chosen yet.
                     changes |= {"gallery": grid, "kept": [], "empty": gr.update(visible=False)}
                     changes |= {"detail": gr.update(visible=False)}
-                if changes or now - shown_at > UPDATE_EVERY:
-                    shown_at = now
-                    yield update(progress=status(step.index, step.total, now - started))
-            generation = step.generation
-            paths, archive = save_all(generation, pipe.name, gallery.GRADIO_CACHE)
-        except (InputError, ModelError) as error:
-            raise gr.Error(str(error), duration=10, print_exception=False) from None
-        except OSError as error:
-            log.exception("drawing failed")
-            raise gr.Error(f"The pictures could not be saved: {error.strerror or error}.", print_exception=False) from None
-        except Exception:  # whatever it is: a sentence for the person, the traceback for the log
-            log.exception("drawing failed")
-            raise gr.Error("Drawing failed. The server's log says why; try again.", print_exception=False) from None
-        finally:
-            steps.close()
-            held.close()
-
-        items = [
-            {"path": str(path), "rank": rank, "score": candidate.score, "seed": candidate.seed, "index": candidate.index}
-            for rank, (candidate, path) in enumerate(zip(generation.candidates, paths), 1)
-        ]
-        best = items[0]
+                if step.items is None:
+                    yield update(progress=step.line)
+        items, best = step.items, step.items[0]
         yield update(
-            notice=cut,  # again: a client of the endpoint reads only this last update
+            notice=step.cut,  # again: a client of the endpoint reads only this last update
             gallery=gr.update(
                 value=gallery_items(items, order), visible=True, elem_classes="ranked" if order == RANKED else []
             ),
             kept=items,
-            progress=done(len(items), seed, time.monotonic() - started, best["score"] is not None),
+            progress=step.line,
             empty=gr.update(visible=False),
             detail=gr.update(visible=True),
             chosen=best["path"],
             table=facts(best),
             download=best["path"],
-            download_all=str(archive),
+            download_all=str(step.archive),
             stop=gr.update(interactive=False),
         )
 
     def finish(progress):
-        """After the end of a run, whatever ended it: a line that still says "Drawing" was stopped."""
-        ended = progress == STARTING or "Drawing" in progress
-        return STOPPED if ended else gr.skip(), gr.update(interactive=False)
+        return run.stopped(progress), gr.update(interactive=False)
 
     drawing = dict(
         fn=draw, inputs=inputs, outputs=outputs, show_progress="minimal", show_progress_on=progress,

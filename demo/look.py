@@ -77,6 +77,10 @@ CSS = """
 #gallery.ranked .grid-container > :first-child .caption-label { background: #d9480f; }
 #order { background: transparent; padding: 0; }
 #chosen img { border-radius: 14px; background: #fff; }
+.figures table { width: 100%; border-collapse: collapse; font-size: .9rem; }
+.figures td, .figures th { border: 0; border-bottom: 1px solid var(--border-color-primary); padding: .35rem .4rem;
+  text-align: left; font-variant-numeric: tabular-nums; }
+.figures .differs td { background: rgba(217, 72, 15, .12); }
 #facts table { width: 100%; border: 0; border-collapse: collapse; font-size: .9rem; }
 #facts td { border: 0; border-bottom: 1px solid var(--border-color-primary); padding: .35rem .2rem; }
 #facts td:first-child { color: var(--body-text-color-subdued); width: 40%; }

@@ -7,12 +7,13 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from gradio_client import Client
 from gradio_client.exceptions import AppError
 from PIL import Image
 
 from dalle_core import InputError, ModelError
-from demo import Models, create, create_demo, launch_options, pictures
+from demo import Models, complete, create, create_demo, launch_options, pictures, recognise, run, tokens, uploads
 from demo.models import facts as model_facts
 
 
@@ -53,14 +54,14 @@ def test_saved_pictures_carry_their_recipe(tiny_pipeline, tmp_path):
 
 
 def test_time_left_and_notices():
-    assert "25.0%" in create.status(256, 1024, 2.0) and "6 s left" in create.status(256, 1024, 2.0)
-    assert create.cut_notice("all of it", "") == ""
-    assert "&lt;script&gt;" in create.cut_notice("<script>", "<b>rest</b>") and "<b>" not in create.cut_notice("a", "<b>")
+    assert "25.0%" in run.status(256, 1024, 2.0) and "6 s left" in run.status(256, 1024, 2.0)
+    assert run.cut_notice("all of it", "") == ""
+    assert "&lt;script&gt;" in run.cut_notice("<script>", "<b>rest</b>") and "<b>" not in run.cut_notice("a", "<b>")
     with pytest.raises(InputError, match="'x' is not a whole number"):
-        create.parse_seed("x", keep=True)
-    assert create.parse_seed("12", keep=True, drawn="12") == 12
-    assert create.parse_seed("12", keep=False, drawn="7") == 12  # typed: it is meant
-    assert create.parse_seed("12", keep=False, drawn="12") is None and create.parse_seed(" ", keep=True) is None
+        run.parse_seed("x", keep=True)
+    assert run.parse_seed("12", keep=True, drawn="12") == 12
+    assert run.parse_seed("12", keep=False, drawn="7") == 12  # typed: it is meant
+    assert run.parse_seed("12", keep=False, drawn="12") is None and run.parse_seed(" ", keep=True) is None
 
 
 @pytest.fixture(scope="module")
@@ -123,7 +124,7 @@ def test_a_million_characters_and_other_scripts(client):
 
 def test_a_long_prompt_does_not_fill_every_picture(client):
     picture = ask(client, prompt="a fox and a banana " * 50_000, candidates=1)[0]["value"][0]["image"]
-    assert len(json.loads(Image.open(picture).text["dalle"])["prompt"]) <= create.MAX_PROMPT
+    assert len(json.loads(Image.open(picture).text["dalle"])["prompt"]) <= run.MAX_PROMPT
 
 
 def test_what_nobody_expected_gets_a_sentence_and_the_log_the_traceback(client, tiny_pipeline, monkeypatch, caplog):
@@ -199,3 +200,88 @@ def test_what_is_known_of_a_model_is_shown(tiny_pipeline):
     shown = model_facts("/models/1.3B", tiny_pipeline)
     assert "non-commercial" in shown and "64 candidates at a time" in shown and "float32 on cpu" in shown
     tiny_pipeline.register_to_config(licence="unknown")
+
+
+# ---------------------------------------------------------------- pictures that people hand in
+
+
+@pytest.fixture
+def odd_pictures(tmp_path):
+    """File name -> what is wrong with it."""
+    rgb = Image.effect_noise((80, 60), 60).convert("RGB")
+    made = {
+        "fine.png": lambda p: rgb.save(p), "palette.png": lambda p: rgb.convert("P").save(p),
+        "cmyk.jpg": lambda p: rgb.convert("CMYK").save(p), "alpha.png": lambda p: rgb.convert("RGBA").save(p),
+        "sixteen.png": lambda p: Image.fromarray((np.arange(4800).reshape(60, 80) * 13).astype(np.uint16)).save(p),
+        "moving.gif": lambda p: rgb.save(p, save_all=True, append_images=[rgb.rotate(90)]),
+        "text.png": lambda p: p.write_text("not a picture"), "svg.png": lambda p: p.write_text("<svg></svg>"),
+        "cut.png": lambda p: (rgb.save(p), p.write_bytes(p.read_bytes()[:600])),
+        "empty.png": lambda p: p.write_bytes(b""),
+        "huge.png": lambda p: Image.new("1", (20_000, 10_000)).save(p),
+    }  # fmt: skip
+    for name, write in made.items():
+        write(tmp_path / name)
+    return tmp_path
+
+
+@pytest.mark.parametrize("name", ["fine.png", "palette.png", "cmyk.jpg", "alpha.png", "sixteen.png", "moving.gif"])
+def test_unusual_pictures_are_read(odd_pictures, tiny_pipeline, name):
+    tokens = tiny_pipeline.encode(uploads.open_picture(str(odd_pictures / name)))
+    assert tokens.shape == (4, 4) and tiny_pipeline.decode(tokens).size == (64, 64)
+
+
+@pytest.mark.parametrize("name", ["text.png", "svg.png", "cut.png", "empty.png", "huge.png"])
+def test_what_is_no_picture_is_refused_in_a_sentence(odd_pictures, name):
+    with pytest.raises(InputError, match=name):
+        uploads.open_picture(str(odd_pictures / name))
+
+
+def test_a_saved_picture_gives_its_recipe_back_and_a_forged_one_does_not(tiny_pipeline, tmp_path):
+    generation = tiny_pipeline("a red fox", num_candidates=2, seed=5, guidance_scale=2.0)
+    paths, _ = pictures.save_all(generation, "tiny", str(tmp_path))
+    recipe = uploads.read_recipe(str(paths[0]), tiny_pipeline)
+    best = generation.candidates[0]
+    assert recipe["prompt"] == "a red fox" and recipe["seed"] == 5 and recipe["settings"]["guidance_scale"] == 2.0
+    drawn = tiny_pipeline.decode(torch.tensor(recipe["tokens"]))
+    assert np.array_equal(np.array(drawn), np.array(best.image))
+    good = pictures.recipe(generation, best, "tiny")
+    for changes, message in (
+        ({"tokens": [[0]]}, "tokens are not"), ({"tokens": [[99] * 4] * 4}, "tokens are not"), ({"model": "dalle-mini"}, "dalle-mini"),
+        ({"tokens": "x"}, "tokens are not"), ({"seed": "x"}, "damaged"), ({"settings": 3}, "damaged"),
+    ):  # fmt: skip
+        path = pictures.save_png(best.image, good | changes, tmp_path)
+        with pytest.raises(InputError, match=message):
+            uploads.read_recipe(str(path), tiny_pipeline)
+    best.image.save(tmp_path / "plain.png")
+    with pytest.raises(InputError, match="no recipe"):
+        uploads.read_recipe(str(tmp_path / "plain.png"), tiny_pipeline)
+
+
+def test_recognising_gives_both_opinions(tiny_pipeline):
+    image = tiny_pipeline("a red fox", num_candidates=1, seed=1).candidates[0].image
+    found = tiny_pipeline.recognise(image, ["a fox", "two apples", "a banana"], deep=2)
+    assert [label.score for label in found] == sorted((label.score for label in found), reverse=True)
+    assert abs(sum(label.probability for label in found) - 1) < 1e-4
+    assert [label.log_likelihood is None for label in found] == [False, False, True]
+    with pytest.raises(InputError, match="labels"):
+        tiny_pipeline.recognise(image, [" "])
+    table = recognise.ranking(found)
+    assert "two apples" in table and "#1" in table
+
+
+def test_what_is_kept(tiny_pipeline):
+    assert complete.kept_cells(tiny_pipeline, complete.TOP, 3, None).sum() == 12
+    layer = Image.new("RGBA", (64, 64))
+    layer.paste((217, 72, 15, 255), (40, 40, 44, 44))  # touches one cell
+    keep = complete.kept_cells(tiny_pipeline, complete.PAINTED, 0, layer)
+    assert keep.sum() == 15 and not keep[2, 2]
+    for how, rows, layer in ((complete.TOP, 4, None), (complete.PAINTED, 0, None), (complete.PAINTED, 0, Image.new("RGBA", (64, 64)))):
+        with pytest.raises(InputError):
+            complete.kept_cells(tiny_pipeline, how, rows, layer)
+
+
+def test_reconstructing(tiny_pipeline):
+    image = Image.effect_noise((64, 64), 50).convert("RGB")
+    off, psnr = tokens.error_map(image, image)
+    assert psnr > 100 and np.asarray(off).min() == 255
+    assert tokens.error_map(image, Image.new("RGB", (64, 64)))[1] < 15

@@ -5,6 +5,7 @@ sampling would show; they are computed with in the dtype that `load` is asked fo
 """
 
 import argparse
+import json
 from pathlib import Path
 
 import torch
@@ -29,11 +30,21 @@ EXAMPLES = [
 ]
 
 
+def emoji_names(folder: Path) -> list[str]:
+    """The English name of every emoji of the corpus; nothing when it is not there."""
+    file = folder / "icons.json"
+    if not file.exists():
+        return []
+    return sorted(concept["en"][0] for concept in json.loads(file.read_text())["concepts"].values())
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="Make one pipeline folder of trained parts.")
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="where the training commands wrote")
     parser.add_argument("--out", type=Path, default=Path("assets/emoji"))
     parser.add_argument("--name", default="emoji")
+    parser.add_argument("--labels", type=Path, help="names of what it knows, one a line (default: the emoji corpus's)")
+    parser.add_argument("--data", type=Path, default=Path("data/emoji"), help="the emoji corpus (%(default)s)")
     parser.add_argument("--licence", default="CC-BY-4.0", help="of the weights (%(default)s)")
     parser.add_argument("--example", action="append", help="a prompt to show on the page; may be repeated")
     parser.add_argument("--temperature", type=float, default=1.0)
@@ -41,6 +52,7 @@ def main() -> None:
     parser.add_argument("--top-p", type=float, default=1.0)
     parser.add_argument("--guidance-scale", type=float, default=2.0)
     args = parser.parse_args()
+    labels = sorted(args.labels.read_text(encoding="utf-8").splitlines()) if args.labels else emoji_names(args.data)
     pipe = DallePipeline(
         image_tokenizer=VQModel.from_pretrained(args.runs / "image_tokenizer" / "image_tokenizer"),
         text_tokenizer=PreTrainedTokenizerFast.from_pretrained(args.runs / "text_tokenizer"),
@@ -54,6 +66,7 @@ def main() -> None:
         },
         examples=args.example or EXAMPLES,
         licence=args.licence,
+        labels=labels,
     )  # fmt: skip
     pipe.to(torch.float16).save_pretrained(args.out)
     size = sum(path.stat().st_size for path in args.out.rglob("*.safetensors"))

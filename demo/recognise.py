@@ -1,0 +1,67 @@
+"""The Recognise tab: the other half of the model. A picture and labels -> how well each fits, twice."""
+
+import html
+
+import gradio as gr
+
+from dalle_core import InputError
+from demo.models import Models
+from demo.uploads import open_picture
+
+SHOWN = 12
+
+
+def ranking(found: list) -> str:
+    """The labels as a table: CLIP's order, with the prior's opinion beside it; where they disagree is marked."""
+    first = found[:SHOWN]
+    asked = [label for label in first if label.log_likelihood is not None]
+    prior_order = sorted(asked, key=lambda label: -label.log_likelihood)
+    rows = []
+    for rank, label in enumerate(first, 1):
+        prior = "–"
+        differs = ""
+        if label in prior_order:
+            place = prior_order.index(label) + 1
+            prior = f"#{place} · {label.log_likelihood:.3f}"
+            differs = ' class="differs"' if abs(place - rank) >= 3 else ""
+        rows.append(
+            f"<tr{differs}><td>{html.escape(label.text)}</td><td>#{rank} · {label.score:.3f}</td>"
+            f"<td>{100 * label.probability:.1f} %</td><td>{prior}</td></tr>"
+        )
+    head = "<tr><th>label</th><th>CLIP</th><th>CLIP's share</th><th>the prior (nats a token)</th></tr>"
+    agree = ""
+    if prior_order:
+        same = prior_order[0] is first[0]
+        agree = "CLIP and the prior agree on the first." if same else "They disagree on the first: see the marked rows."
+    return f'<table class="ranking">{head}{"".join(rows)}</table><p>{agree}</p>'
+
+
+def build(models: Models) -> None:
+    gr.Markdown(
+        "What does a picture show? CLIP compares it with every label; the prior says how likely the picture's tokens are "
+        "after each label."
+    )
+    with gr.Row():
+        with gr.Column():
+            upload = gr.Image(
+                label="Picture", type="filepath", sources=["upload", "webcam", "clipboard"], elem_id="recognise-upload",
+                height=320,
+            )  # fmt: skip
+            labels = gr.Textbox(
+                label="Labels, one a line", lines=4, max_lines=12, elem_id="labels", max_length=20_000,
+                info="Empty: everything the model knows by name.",
+            )  # fmt: skip
+            run = gr.Button("Recognise", variant="primary", elem_id="recognise")
+        with gr.Column():
+            result = gr.HTML("", elem_id="recognised", elem_classes="figures", min_height=120)
+
+    def recognise(path, labels):
+        """A picture and labels (one a line) -> a table of how well each fits."""
+        lines = [line for line in (labels or "")[:20_000].splitlines() if line.strip()]
+        try:
+            found = models.pipe.recognise(open_picture(path), lines[:2000] or None)
+        except InputError as error:
+            raise gr.Error(str(error), duration=10, print_exception=False) from None
+        return ranking(found)
+
+    run.click(recognise, [upload, labels], result, api_name="recognise", concurrency_id="sampling")

@@ -1,0 +1,132 @@
+"""The Tokens tab: the image tokenizer under a microscope."""
+
+import html
+
+import gradio as gr
+import numpy as np
+import torch
+from PIL import Image, ImageDraw
+
+from dalle_core import InputError, image_tokenizer
+from demo.models import Models
+from demo.pictures import enlarge
+from demo.uploads import open_picture
+
+
+def square(pipe, image: Image.Image) -> Image.Image:
+    """What the image tokenizer sees of a picture: a centred square in the model's size."""
+    from PIL import ImageOps
+
+    return ImageOps.fit(image_tokenizer.flat(image), (pipe.image_size,) * 2, Image.Resampling.LANCZOS)
+
+
+def with_grid(pipe, image: Image.Image, cell: tuple[int, int] | None) -> Image.Image:
+    """The picture, enlarged, with the cells of its tokens; `cell` (row, column) is marked."""
+    large = enlarge(image).convert("RGB")
+    side = large.width / pipe.grid_size
+    draw = ImageDraw.Draw(large, "RGBA")
+    for i in range(1, pipe.grid_size):
+        draw.line([(i * side, 0), (i * side, large.height)], fill=(0, 0, 0, 50))
+        draw.line([(0, i * side), (large.width, i * side)], fill=(0, 0, 0, 50))
+    if cell is not None:
+        row, column = cell
+        box = [column * side, row * side, (column + 1) * side, (row + 1) * side]
+        draw.rectangle(box, outline=(217, 72, 15, 255), width=max(2, round(side / 12)))
+    return large
+
+
+def error_map(original: Image.Image, decoded: Image.Image) -> tuple[Image.Image, float]:
+    """(where the reconstruction is off: white is right, dark is wrong; PSNR in dB)."""
+    a, b = (np.asarray(image, dtype=np.float64) for image in (original, decoded))
+    mse = ((a - b) ** 2).mean()
+    psnr = 10 * np.log10(255**2 / max(mse, 1e-6))
+    off = np.abs(a - b).mean(axis=2)
+    return Image.fromarray((255 - np.minimum(off * 3, 255)).astype(np.uint8)), psnr
+
+
+def figures(pipe, tokens: list[list[int]], psnr: float | None) -> str:
+    used = len(set(sum(tokens, [])))
+    rows = {
+        "grid": f"{pipe.grid_size} x {pipe.grid_size} tokens of {pipe.codebook_size:,} codes",
+        "different codes in this picture": f"{used} ({100 * used / pipe.codebook_size:.1f} % of the codebook)",
+        "PSNR of the reconstruction": "–" if psnr is None else f"{psnr:.1f} dB",
+    }
+    cells = "".join(f"<tr><td>{name}</td><td>{html.escape(value)}</td></tr>" for name, value in rows.items())
+    return f"<table>{cells}</table>"
+
+
+def build(models: Models) -> None:
+    tokens = gr.State(None)  # of the picture on show, [grid][grid]
+    cell = gr.State(None)  # (row, column) that was clicked
+    gr.Markdown(
+        "Every picture the model draws is a grid of tokens, numbers of a codebook. Hand in a picture to see what becomes of "
+        "it; click a cell to read its token, change the number and watch the pixels change."
+    )
+    with gr.Row():
+        with gr.Column():
+            upload = gr.Image(
+                label="Your picture", type="filepath", sources=["upload", "webcam", "clipboard"], elem_id="tokens-upload",
+                height=320,
+            )  # fmt: skip
+            table = gr.HTML("", elem_id="tokens-figures", elem_classes="figures")
+        with gr.Column():
+            shown = gr.Image(
+                label="Reconstruction, cell by cell", interactive=False, elem_id="tokens-grid", format="png", buttons=[],
+            )  # fmt: skip
+            with gr.Row():
+                number = gr.Number(label="Token of the clicked cell", precision=0, elem_id="token", interactive=False)
+                change = gr.Button("Change it", elem_id="token-change", interactive=False)
+    with gr.Row():
+        slider = gr.ImageSlider(label="Original and reconstruction", elem_id="tokens-slider", interactive=False, format="png")
+        wrong = gr.Image(label="Where it is off (dark)", interactive=False, elem_id="tokens-error", format="png", buttons=[])
+
+    def reconstruct(path):
+        """A picture -> its tokens and its reconstruction."""
+        pipe = models.pipe
+        try:
+            original = square(pipe, open_picture(path))
+            grid = pipe.encode(original)
+            decoded = pipe.decode(grid)
+        except InputError as error:
+            raise gr.Error(str(error), duration=10, print_exception=False) from None
+        off, psnr = error_map(original, decoded)
+        return [
+            grid.tolist(), None, with_grid(pipe, decoded, None), (enlarge(original), enlarge(decoded)), enlarge(off),
+            figures(pipe, grid.tolist(), psnr), gr.update(value=None, interactive=False), gr.update(interactive=False),
+        ]  # fmt: skip
+
+    outputs = [tokens, cell, shown, slider, wrong, table, number, change]
+    upload.input(reconstruct, upload, outputs, api_name="reconstruct")
+
+    def click(grid, event: gr.SelectData):
+        pipe = models.pipe
+        if not grid:
+            return [gr.skip()] * 4
+        x, y = event.index
+        side = enlarge(Image.new("RGB", (pipe.image_size,) * 2)).width / pipe.grid_size
+        row, column = (min(int(value / side), pipe.grid_size - 1) for value in (y, x))
+        decoded = pipe.decode(torch.tensor(grid))
+        maximum = pipe.codebook_size - 1
+        return [
+            (row, column), with_grid(pipe, decoded, (row, column)),
+            gr.update(value=grid[row][column], interactive=True, minimum=0, maximum=maximum), gr.update(interactive=True),
+        ]  # fmt: skip
+
+    shown.select(click, tokens, [cell, shown, number, change], show_progress="hidden", api_visibility="private")
+
+    def replace(grid, cell, value):
+        pipe = models.pipe
+        if not grid or not cell:
+            return [gr.skip()] * 3
+        row, column = cell
+        grid[row][column] = int(value or 0)
+        try:
+            decoded = pipe.decode(torch.tensor(grid))
+        except InputError as error:
+            raise gr.Error(str(error), duration=10, print_exception=False) from None
+        return grid, with_grid(pipe, decoded, (row, column)), figures(pipe, grid, None)
+
+    gr.on(
+        [change.click, number.submit], replace, [tokens, cell, number], [tokens, shown, table], show_progress="hidden",
+        api_visibility="private",
+    )  # fmt: skip
