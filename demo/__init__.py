@@ -16,15 +16,19 @@ def create_demo(models: Models, together: int = 4) -> gr.Blocks:
     the next ones wait in a queue."""
     with gr.Blocks(title="DALL·E, ranked", delete_cache=(3600, 24 * 3600), fill_width=True, analytics_enabled=False) as demo:
         gr.HTML(header(), elem_id="header")
-        with gr.Tabs(elem_id="tabs"):
+        with gr.Tabs(elem_id="tabs") as tabs:
             with gr.Tab("Create", id="create"):
-                create.build(models, demo, together)
+                to_complete, chosen, prompt = create.build(models, demo, together)
             with gr.Tab("Complete", id="complete"):
-                complete.build(models, together)
+                picture, words, opening = complete.build(models, together)
             with gr.Tab("Tokens", id="tokens"):
                 tokens.build(models)
             with gr.Tab("Recognise", id="recognise"):
                 recognise.build(models)
+        to_complete.click(
+            lambda path, text: (path, text, gr.Tabs(selected="complete")), [chosen, prompt], [picture, words, tabs],
+            api_visibility="private", show_progress="hidden",
+        ).then(**opening)  # fmt: skip
     return demo.queue(max_size=16, default_concurrency_limit=1)
 
 

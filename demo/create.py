@@ -3,18 +3,21 @@
 import html
 import logging
 import secrets
+import tempfile
 from contextlib import closing
 from pathlib import Path
 
 import gradio as gr
+import torch
 
 from dalle_core import InputError, ModelError
 from demo import run
 from demo.models import Models
 from demo.models import facts as model_facts
 from demo.models import labelled
-from demo.pictures import enlarge
+from demo.pictures import enlarge, save_png
 from demo.run import MAX_PROMPT, label, parse_seed, said
+from demo.uploads import read_recipe
 
 RANKED, SAMPLED = "CLIP's order", "Order of sampling"
 DICE = str(Path(__file__).parent / "dice.svg")
@@ -30,12 +33,22 @@ def facts(kept: dict) -> str:
     return f"<table>{cells}</table>"
 
 
-def in_order(kept: list[dict], order: str) -> list[dict]:
-    return sorted(kept, key=lambda candidate: candidate["rank" if order == RANKED else "index"])
+def in_order(kept: list[dict], order: str, best: int) -> list[dict]:
+    """The `best` candidates by rank, in the order that is asked for."""
+    shown = [candidate for candidate in kept if candidate["rank"] <= best]
+    return sorted(shown, key=lambda candidate: candidate["rank" if order == RANKED else "index"])
 
 
-def gallery_items(kept: list[dict], order: str) -> list[tuple[str, str]]:
-    return [(candidate["path"], label(candidate)) for candidate in in_order(kept, order)]
+def gallery_items(kept: list[dict], order: str, best: int) -> list[tuple[str, str]]:
+    return [(candidate["path"], label(candidate)) for candidate in in_order(kept, order, best)]
+
+
+def half(seed: int, grid: int) -> torch.Tensor:
+    """Which tokens a variation keeps [grid, grid]: every second one, at random."""
+    generator = torch.Generator().manual_seed(seed % 2**63)
+    keep = torch.zeros(grid * grid, dtype=torch.bool)
+    keep[torch.randperm(grid * grid, generator=generator)[: grid * grid // 2]] = True
+    return keep.view(grid, grid)
 
 
 def preview_every(pipe) -> int:
@@ -49,6 +62,7 @@ def build(models: Models, demo: gr.Blocks, together: int) -> None:
     pipe = models.pipe  # as it is when the page is built; handlers ask `models`
     defaults = pipe.defaults
     kept = gr.State([])  # of the finished grid on show: dicts of path, rank, score, seed, index; best first
+    path = gr.State(None)  # of the chosen picture
     drawn = gr.State("")  # the seed in the box when it was drawn at random, not typed
 
     with gr.Row(elem_id="prompt-row"):
@@ -98,7 +112,13 @@ def build(models: Models, demo: gr.Blocks, together: int) -> None:
     notice = gr.HTML("", elem_id="notice")
     with gr.Row():
         with gr.Column(scale=3):
-            order = gr.Radio([RANKED, SAMPLED], value=RANKED, show_label=False, label="Order", elem_id="order", container=False)
+            with gr.Row(elem_id="order-row"):
+                order = gr.Radio(
+                    [RANKED, SAMPLED], value=RANKED, show_label=False, label="Order", elem_id="order", container=False, scale=3
+                )
+                most = gr.Slider(
+                    1, pipe.max_candidates, pipe.max_candidates, step=1, label="Show the best", elem_id="best", scale=2
+                )
             empty = gr.HTML(EMPTY)
             gallery = gr.Gallery(
                 columns=4, format="png", object_fit="contain", allow_preview=False, show_label=False, height="auto",
@@ -113,19 +133,29 @@ def build(models: Models, demo: gr.Blocks, together: int) -> None:
             with gr.Row():
                 download = gr.DownloadButton("Download PNG", variant="primary", elem_id="download")
                 download_all = gr.DownloadButton("Download all", elem_id="download-all")
+            with gr.Row():
+                vary = gr.Button("Variations", elem_id="vary")
+                to_complete = gr.Button("Complete it", elem_id="to-complete")
+    with gr.Row(elem_id="open-row"):
+        saved = gr.UploadButton("Open a picture that was saved here", file_types=[".png"], elem_id="open-saved", size="sm")
 
-    inputs = [prompt, negative, candidates, seed, keep_seed, temperature, top_k, top_p, guidance, every, order, drawn, model]
-    outputs = [gallery, kept, seed, progress, notice, empty, detail, chosen, table, download, download_all, stop, drawn]
+    inputs = [prompt, negative, candidates, seed, keep_seed, temperature, top_k, top_p, guidance, every, order, drawn, model,
+              most]  # fmt: skip
+    outputs = [gallery, kept, seed, progress, notice, empty, detail, chosen, table, download, download_all, stop, drawn, path]
 
-    def draw(prompt, negative, candidates, seed, keep_seed, temperature, top_k, top_p, guidance, every, order, drawn, model):
-        """Streams the grid of one prompt. Outputs: gallery, seed, status and details of the best candidate."""
+    def draw(prompt, negative, candidates, seed, keep_seed, temperature, top_k, top_p, guidance, every, order, drawn, model,
+             most=64, like=None):  # fmt: skip
+        """Streams the grid of one prompt. Outputs: gallery, seed, status and details of the best candidate.
+
+        like: the path of a saved picture, of which half the tokens are kept.
+        """
         changes = {}
 
         def update(**values):
             """The values of `outputs`: what is named changes, the rest stays."""
             changes.update(values)
             names = ("gallery", "kept", "seed", "progress", "notice", "empty", "detail", "chosen", "table", "download",
-                     "download_all", "stop", "drawn")  # fmt: skip
+                     "download_all", "stop", "drawn", "path")  # fmt: skip
             row = [changes.get(name, gr.skip()) for name in names]
             changes.clear()
             return row
@@ -133,6 +163,10 @@ def build(models: Models, demo: gr.Blocks, together: int) -> None:
         try:
             asked = parse_seed(seed, keep_seed, drawn)
             numbers = {"num_candidates": int(candidates), "top_k": int(top_k), "preview_every": int(every)}
+            if like is not None:
+                recipe = read_recipe(like, models.pipe)
+                keep = half(recipe["seed"] if asked is None else asked, models.pipe.grid_size)
+                numbers |= {"image_tokens": torch.tensor(recipe["tokens"]), "keep": keep}
         except (InputError, TypeError, ValueError) as error:
             raise run.sentence(error) from None
         with closing(run.draw(
@@ -155,18 +189,22 @@ def build(models: Models, demo: gr.Blocks, together: int) -> None:
         yield update(
             notice=step.cut,  # again: a client of the endpoint reads only this last update
             gallery=gr.update(
-                value=gallery_items(items, order), visible=True, elem_classes="ranked" if order == RANKED else []
+                value=gallery_items(items, order, most), visible=True, elem_classes="ranked" if order == RANKED else []
             ),
             kept=items,
             progress=step.line,
             empty=gr.update(visible=False),
             detail=gr.update(visible=True),
             chosen=best["path"],
+            path=best["path"],
             table=facts(best),
             download=best["path"],
             download_all=str(step.archive),
             stop=gr.update(interactive=False),
         )
+
+    def draw_like(*values):
+        yield from draw(*values[:-1], like=values[-1])
 
     def finish(progress):
         return run.stopped(progress), gr.update(interactive=False)
@@ -178,15 +216,16 @@ def build(models: Models, demo: gr.Blocks, together: int) -> None:
     # At once, not with the first token: a run that waits in the queue can be stopped too. Before `draw`: a
     # trigger's events start one after the other.
     gr.on(
-        [generate.click, prompt.submit, examples.click], None, None, stop, api_visibility="private",
+        [generate.click, prompt.submit, examples.click, vary.click], None, None, stop, api_visibility="private",
         js="() => ({ __type__: 'update', interactive: true })",
     )  # fmt: skip
     clicked = gr.on([generate.click, prompt.submit], api_name="generate", **drawing)
     filled = examples.click(lambda sample: sample[0], examples, prompt, api_visibility="private", queue=False)
     from_example = filled.then(api_visibility="private", **drawing)
-    for event in (clicked, from_example):
+    varied = vary.click(api_visibility="private", **drawing | {"fn": draw_like, "inputs": [*inputs, path]})
+    for event in (clicked, from_example, varied):
         event.then(finish, progress, [progress, stop], queue=False, show_progress="hidden", api_visibility="private")
-    stop.click(None, cancels=[clicked, from_example], queue=False, api_visibility="private")
+    stop.click(None, cancels=[clicked, from_example, varied], queue=False, api_visibility="private")
 
     def change(source):
         """Loads a model; outputs: the status line, then the controls with its limits and defaults."""
@@ -226,19 +265,51 @@ def build(models: Models, demo: gr.Blocks, together: int) -> None:
         lambda: (str(secrets.randbelow(2**32)), True), None, [seed, keep_seed], queue=False, api_visibility="private"
     )
 
-    def reorder(items, order):
+    def reorder(items, order, most):
         if not items:
             return gr.skip()
-        return gr.update(value=gallery_items(items, order), elem_classes="ranked" if order == RANKED else [])
+        return gr.update(value=gallery_items(items, order, most), elem_classes="ranked" if order == RANKED else [])
 
-    order.change(reorder, [kept, order], gallery, queue=False, show_progress="hidden", api_visibility="private")
+    gr.on(
+        [order.change, most.release, most.change], reorder, [kept, order, most], gallery, queue=False, show_progress="hidden",
+        trigger_mode="always_last", api_visibility="private",
+    )  # fmt: skip
 
-    def choose(items, order, event: gr.SelectData):
+    def choose(items, order, most, event: gr.SelectData):
         if not items:  # still being drawn, or stopped before the end
-            return [gr.skip()] * 3
-        candidate = in_order(items, order)[event.index]
-        return candidate["path"], facts(candidate), candidate["path"]
+            return [gr.skip()] * 4
+        candidate = in_order(items, order, most)[event.index]
+        return candidate["path"], facts(candidate), candidate["path"], candidate["path"]
 
     gallery.select(
-        choose, [kept, order], [chosen, table, download], queue=False, show_progress="hidden", api_visibility="private"
-    )
+        choose, [kept, order, most], [chosen, table, download, path], queue=False, show_progress="hidden",
+        api_visibility="private",
+    )  # fmt: skip
+
+    def restore(file):
+        """A saved picture -> the controls that drew it, and the picture itself, drawn from its tokens."""
+        pipe = models.pipe
+        try:
+            recipe = read_recipe(file, pipe)
+            image = enlarge(pipe.decode(torch.tensor(recipe["tokens"])))
+        except InputError as error:
+            raise run.sentence(error) from None
+        folder = Path(tempfile.mkdtemp(dir=gallery.GRADIO_CACHE))
+        picture = str(save_png(image, recipe | {"model": pipe.name}, folder))
+        score = recipe["score"] if isinstance(recipe["score"], float) else None
+        item = {"path": picture, "rank": 1, "score": score, "seed": recipe["seed"], "index": recipe["index"]}
+        numbers = recipe["settings"]
+        return [
+            recipe["prompt"], recipe["negative_prompt"], numbers["num_candidates"], str(recipe["seed"]), True,
+            numbers["temperature"], numbers["top_k"], numbers["top_p"], numbers["guidance_scale"],
+            gr.update(value=gallery_items([item], RANKED, 1), visible=True), [item], gr.update(visible=False),
+            gr.update(visible=True), picture, facts(item), picture, picture, picture,
+        ]  # fmt: skip
+
+    saved.upload(
+        restore, saved,
+        [prompt, negative, candidates, seed, keep_seed, temperature, top_k, top_p, guidance, gallery, kept, empty, detail,
+         chosen, table, download, download_all, path],
+        api_visibility="private",
+    )  # fmt: skip
+    return to_complete, path, prompt

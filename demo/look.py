@@ -49,6 +49,7 @@ CSS = """
 .brand h1 { font-size: 1.7rem; letter-spacing: -0.02em; font-weight: 750; margin: .3rem 0 .1rem; }
 .brand p { color: var(--body-text-color-subdued); margin: 0; font-size: .98rem; }
 .model-facts { font-size: .85rem; color: var(--body-text-color-subdued); line-height: 1.45; }
+#tabs .tabitem { padding: .6rem 0 0 !important; border: 0 !important; }
 #prompt-row { align-items: stretch; }
 #prompt textarea, #prompt input { font-size: 1.15rem; padding: .85rem 1rem; }
 #prompt { border: 1px solid var(--border-color-primary); }
@@ -91,12 +92,17 @@ CSS = """
   border: 1px dashed var(--border-color-primary); }
 @media (max-width: 640px) {
   .gradio-container { padding: 10px !important; }
+  .gradio-container main { padding: 6px !important; }
+  #tabs button[role=tab] { padding: .4rem .5rem; font-size: .88rem; }
+  #tabs, #tabs .tab-wrapper, #tabs .tab-container { min-width: 0; max-width: 100%; }
   .brand h1 { font-size: 1.35rem; }
   .brand p { font-size: .9rem; }
   #prompt-row { display: grid; grid-template-columns: 1fr 1fr; }
   #prompt { grid-column: 1 / -1; }
   #seed-row { display: grid; grid-template-columns: 2fr 1fr; }
   #seed { grid-column: 1 / -1; }
+  #order-row, #open-row { display: block; }
+  #best { min-width: 0 !important; margin-top: .5rem; }
   #gallery .grid-container { grid-template-columns: repeat(2, minmax(0, 1fr)) !important; }
 }
 """

@@ -6,7 +6,7 @@ import gradio as gr
 
 from dalle_core import InputError
 from demo.models import Models
-from demo.uploads import open_picture
+from demo.uploads import Picture, open_picture
 
 SHOWN = 12
 
@@ -43,7 +43,7 @@ def build(models: Models) -> None:
     )
     with gr.Row():
         with gr.Column():
-            upload = gr.Image(
+            upload = Picture(
                 label="Picture", type="filepath", sources=["upload", "webcam", "clipboard"], elem_id="recognise-upload",
                 height=320,
             )  # fmt: skip

@@ -5,18 +5,16 @@ import html
 import gradio as gr
 import numpy as np
 import torch
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageOps
 
 from dalle_core import InputError, image_tokenizer
 from demo.models import Models
 from demo.pictures import enlarge
-from demo.uploads import open_picture
+from demo.uploads import Picture, open_picture
 
 
 def square(pipe, image: Image.Image) -> Image.Image:
     """What the image tokenizer sees of a picture: a centred square in the model's size."""
-    from PIL import ImageOps
-
     return ImageOps.fit(image_tokenizer.flat(image), (pipe.image_size,) * 2, Image.Resampling.LANCZOS)
 
 
@@ -64,7 +62,7 @@ def build(models: Models) -> None:
     )
     with gr.Row():
         with gr.Column():
-            upload = gr.Image(
+            upload = Picture(
                 label="Your picture", type="filepath", sources=["upload", "webcam", "clipboard"], elem_id="tokens-upload",
                 height=320,
             )  # fmt: skip

@@ -4,10 +4,22 @@ import json
 import warnings
 from pathlib import Path
 
+import gradio as gr
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from dalle_core import InputError
+
+
+
+class Picture(gr.Image):
+    """gr.Image that hands on the file as it came: gr.Image itself opens it, and fails in its own words."""
+
+    is_template = True
+
+    def preprocess(self, payload) -> str | None:
+        return payload.path if payload is not None else None
+
 
 MAX_PIXELS = 40_000_000
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")  # decoders in wide use; a picture is never handed to any other

@@ -269,15 +269,13 @@ def test_recognising_gives_both_opinions(tiny_pipeline):
     assert "two apples" in table and "#1" in table
 
 
-def test_what_is_kept(tiny_pipeline):
-    assert complete.kept_cells(tiny_pipeline, complete.TOP, 3, None).sum() == 12
-    layer = Image.new("RGBA", (64, 64))
-    layer.paste((217, 72, 15, 255), (40, 40, 44, 44))  # touches one cell
-    keep = complete.kept_cells(tiny_pipeline, complete.PAINTED, 0, layer)
-    assert keep.sum() == 15 and not keep[2, 2]
-    for how, rows, layer in ((complete.TOP, 4, None), (complete.PAINTED, 0, None), (complete.PAINTED, 0, Image.new("RGBA", (64, 64)))):
-        with pytest.raises(InputError):
-            complete.kept_cells(tiny_pipeline, how, rows, layer)
+def test_what_is_kept():
+    keep = complete.top_rows(4, 3)
+    assert sum(map(sum, keep)) == 12
+    once = complete.toggled(keep, 90, 10, 100, "one cell")
+    assert not once[0][3] and sum(map(sum, once)) == 11 and complete.toggled(once, 99, 0, 100, "one cell") == keep
+    wide = complete.toggled(keep, 0, 99, 100, "3 x 3 cells")
+    assert wide[3][:3] == [True, True, False] and sum(map(sum, wide)) == 14
 
 
 def test_reconstructing(tiny_pipeline):

@@ -277,7 +277,8 @@ def test_a_prompt_that_is_too_long_says_where_it_stops(page, gate):
 @pytest.mark.parametrize("page", [{"width": 390, "height": 844}], indirect=True)
 def test_a_phone_does_not_scroll_sideways(page, gate):
     generate(page, gate)
-    assert page.evaluate("document.documentElement.scrollWidth") == 390
+    wide = "() => [...document.querySelectorAll('*')].filter(e => e.children.length === 0 && e.getBoundingClientRect().right > 391).map(e => e.outerHTML.slice(0, 150))"
+    assert page.evaluate("document.documentElement.scrollWidth") == 390, page.evaluate(wide)
     box = thumbnails(page).first.bounding_box()
     assert 130 <= box["width"] <= 195  # two a row
 
@@ -302,3 +303,116 @@ def test_changing_the_model_changes_the_controls_and_a_failure_keeps_the_one_bef
     page.get_by_role("option", name="tiny").click()
     expect(page.locator("#candidates input[type=number]")).to_have_value("4")
     generate(page, gate)
+
+
+@pytest.fixture
+def photo(tmp_path):
+    path = tmp_path / "photo.png"
+    Image.effect_noise((120, 90), 80).convert("RGB").save(path)
+    return path
+
+
+def tab(page, name):
+    page.get_by_role("tab", name=name, exact=True).click()
+
+
+def test_only_the_best_are_shown_when_that_is_asked_for(page, gate):
+    generate(page, gate)
+    page.locator("#best input[type=number]").fill("2")
+    page.locator("#best input[type=number]").press("Tab")
+    expect(page.locator("#gallery .caption-label")).to_have_count(2)
+    assert [text.split(" ")[0] for text in captions(page)] == ["#1", "#2"]
+
+
+def test_variations_keep_half_of_the_tokens(page, gate, tmp_path):
+    def tokens(name):
+        with page.expect_download() as download:
+            page.locator("#download").click()
+        return json.loads(Image.open(download.value.path()).text["dalle"])["tokens"]
+
+    generate(page, gate)
+    before = sum(tokens("before"), [])
+    gate.open.clear()
+    page.locator("#vary").click()
+    expect(page.locator("#status")).to_contain_text("Drawing", timeout=30_000)
+    gate.open.set()
+    expect(page.locator("#status")).to_contain_text("ranked by CLIP", timeout=30_000)
+    after = sum(tokens("after"), [])
+    assert sum(a == b for a, b in zip(before, after)) >= 8
+
+
+def test_a_saved_picture_restores_everything(page, gate, browser, served):
+    page.locator("#advanced > button").click()
+    page.get_by_label("Seed", exact=True).fill("41")
+    generate(page, gate, "two apples")
+    with page.expect_download() as download:
+        page.locator("#download").click()
+    path = download.value.path()
+    context = browser.new_context()
+    fresh = context.new_page()
+    fresh.goto(served[0])
+    expect(fresh.get_by_role("button", name="Generate")).to_be_enabled()
+    with fresh.expect_file_chooser() as chooser:
+        fresh.get_by_role("button", name="Open a picture").click()
+    chooser.value.set_files({"name": "a.png", "mimeType": "image/png", "buffer": path.read_bytes()})
+    expect(prompt(fresh)).to_have_value("two apples")
+    expect(fresh.get_by_label("Seed", exact=True)).to_have_value("41")
+    with fresh.expect_download() as again:
+        fresh.locator("#download").click()
+    ours, theirs = (Image.open(file).convert("RGB").tobytes() for file in (path, again.value.path()))
+    assert ours == theirs
+    context.close()
+
+
+def test_completing_a_picture(page, gate, photo):
+    tab(page, "Complete")
+    page.locator("#complete-picture input[type=file]").first.set_input_files(photo)
+    view = page.locator("#kept-view img")
+    expect(view).to_be_visible(timeout=10_000)
+    before = view.get_attribute("src")
+    view.click(position={"x": 20, "y": 20})
+    expect(view).not_to_have_attribute("src", before)
+    page.locator("#complete-prompt textarea, #complete-prompt input").first.fill("a red fox")
+    page.locator("#complete").click()
+    expect(page.locator("#complete-status")).to_contain_text("8 candidates", timeout=30_000)
+    expect(page.locator("#completions .thumbnail-item")).to_have_count(8)
+
+
+def test_a_chosen_picture_goes_to_the_complete_tab(page, gate):
+    generate(page, gate)
+    page.locator("#to-complete").click()
+    expect(page.locator("#kept-view img")).to_be_visible(timeout=10_000)
+    expect(page.locator("#complete-prompt textarea, #complete-prompt input").first).to_have_value("a red fox")
+
+
+def test_tokens_can_be_read_and_changed(page, photo):
+    tab(page, "Tokens")
+    page.locator("#tokens-upload input[type=file]").set_input_files(photo)
+    expect(page.locator("#tokens-figures")).to_contain_text("dB", timeout=10_000)
+    picture = page.locator("#tokens-grid img")
+    before = picture.get_attribute("src")
+    picture.click(position={"x": 20, "y": 20})
+    number = page.locator("#token input")
+    expect(number).to_be_enabled()
+    assert number.input_value() != ""
+    number.fill(str((int(number.input_value()) + 7) % 64))
+    page.locator("#token-change").click()
+    expect(picture).not_to_have_attribute("src", before)
+
+
+def test_recognising(page, photo):
+    tab(page, "Recognise")
+    page.locator("#recognise-upload input[type=file]").set_input_files(photo)
+    page.locator("#labels textarea").fill("a fox\ntwo apples")
+    page.locator("#recognise").click()
+    expect(page.locator("#recognised")).to_contain_text("two apples", timeout=15_000)
+    expect(page.locator("#recognised")).to_contain_text("nats")
+
+
+def test_a_file_that_is_no_picture_is_refused_in_a_sentence(page, tmp_path):
+    tab(page, "Recognise")
+    (tmp_path / "text.png").write_text("not a picture")
+    page.locator("#recognise-upload input[type=file]").set_input_files(tmp_path / "text.png")
+    page.locator("#labels textarea").fill("a fox")
+    page.locator("#recognise").click()
+    expect(page.get_by_text("is not a picture this page can read")).to_be_visible(timeout=15_000)

@@ -1,0 +1,81 @@
+"""Pictures that people hand in: opened with care, or refused in a sentence."""
+
+import json
+import warnings
+from pathlib import Path
+
+import gradio as gr
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from dalle_core import InputError
+
+
+from gradio.events import Dependency
+
+class Picture(gr.Image):
+    """gr.Image that hands on the file as it came: gr.Image itself opens it, and fails in its own words."""
+
+    is_template = True
+
+    def preprocess(self, payload) -> str | None:
+        return payload.path if payload is not None else None
+    from typing import Callable, Literal, Sequence, Any, TYPE_CHECKING
+    from gradio.blocks import Block
+    if TYPE_CHECKING:
+        from gradio.components import Timer
+        from gradio.components.base import Component
+
+
+MAX_PIXELS = 40_000_000
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")  # decoders in wide use; a picture is never handed to any other
+
+
+def open_picture(path: str | None) -> Image.Image:
+    """The picture in a file, its first frame if it moves. Raises InputError: no file, no picture, too large, damaged."""
+    if not path:
+        raise InputError("Choose a picture first.")
+    name = Path(path).name[:60]
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # judged below, from the header alone
+            with Image.open(path, formats=FORMATS) as image:
+                if image.width * image.height > MAX_PIXELS:
+                    raise InputError(
+                        f"{name} has {image.width} x {image.height} pixels; up to {MAX_PIXELS // 10**6} million are read. "
+                        "Make it smaller first."
+                    )
+                image.load()
+                return image.copy()
+    except (UnidentifiedImageError, Image.DecompressionBombError):
+        raise InputError(f"{name} is not a picture this page can read: use PNG, JPEG, WebP, GIF or BMP.") from None
+    except (OSError, SyntaxError, ValueError) as error:
+        raise InputError(f"{name} is damaged and cannot be read ({str(error)[:80]}).") from None
+
+
+def read_recipe(path: str | None, pipe) -> dict:
+    """The recipe in a PNG that this page saved, checked against the loaded model.
+
+    Raises InputError when there is none, when it is cut or forged, or when it is another model's.
+    """
+    image = open_picture(path)
+    text = image.info.get("dalle")
+    if not isinstance(text, str):
+        raise InputError("This picture carries no recipe: only PNG files saved by this page do.")
+    try:
+        recipe = json.loads(text)
+        tokens = np.asarray(recipe["tokens"])
+        settings, prompt, seed = dict(recipe["settings"]), recipe["prompt"], int(recipe["seed"])
+        model, index = str(recipe["model"]), int(recipe["index"])
+    except (ValueError, KeyError, TypeError, RecursionError):
+        raise InputError("The recipe in this picture is damaged.") from None
+    grid = (pipe.grid_size, pipe.grid_size)
+    if model != pipe.name:
+        raise InputError(f"This picture was drawn by the model {model[:60]!r}; choose that model first.")
+    if tokens.shape != grid or tokens.dtype.kind != "i" or tokens.min() < 0 or tokens.max() >= pipe.codebook_size:
+        raise InputError("The recipe in this picture is damaged: its tokens are not this model's.")
+    numbers = {key: value for key, value in settings.items() if key in pipe.defaults and isinstance(value, (int, float))}
+    return {
+        "prompt": str(prompt), "negative_prompt": str(recipe.get("negative_prompt", "")), "seed": seed, "index": index,
+        "settings": pipe.defaults | numbers, "tokens": tokens.tolist(), "score": recipe.get("score"),
+    }  # fmt: skip
