@@ -27,6 +27,7 @@ def main() -> None:
         for name, (width, height, scheme) in VIEWS.items():
             page = browser.new_page(viewport={"width": width, "height": height}, color_scheme=scheme)
             page.goto(url)
+            page.locator("#generate:not([disabled])").wait_for()
             page.get_by_label("Seed", exact=True).fill("7")
             page.get_by_label("Keep it").check()
             page.get_by_label("Prompt", exact=True).fill(PROMPT)
@@ -38,9 +39,40 @@ def main() -> None:
             page.locator("#gallery .caption-label").first.wait_for()
             page.wait_for_timeout(1000)  # pictures fade in
             page.screenshot(path=OUT / f"{name}.png")
+            if name == "create":
+                other_tabs(page)
             page.close()
         browser.close()
     demo.close()
+
+
+def other_tabs(page) -> None:
+    """From the finished grid: its best picture completed, read token by token, and recognised."""
+    with page.expect_download() as download:
+        page.locator("#download").click()
+    picture = {"name": "picture.png", "mimeType": "image/png", "buffer": Path(download.value.path()).read_bytes()}
+
+    page.locator("#to-complete").click()
+    page.locator("#kept-view img").wait_for()
+    page.locator("#complete").click()
+    page.locator("#complete-status", has_text="candidates").wait_for(timeout=60_000)
+    page.wait_for_timeout(1000)
+    page.screenshot(path=OUT / "complete.png", full_page=True)
+
+    page.get_by_role("tab", name="Tokens").click()
+    page.locator("#tokens-upload input[type=file]").set_input_files(picture)
+    page.locator("#tokens-figures", has_text="dB").wait_for()
+    page.locator("#tokens-grid img").click(position={"x": 150, "y": 200})
+    page.locator("#token input:not([disabled])").wait_for()
+    page.wait_for_timeout(1000)
+    page.screenshot(path=OUT / "tokens.png", full_page=True)
+
+    page.get_by_role("tab", name="Recognise").click()
+    page.locator("#recognise-upload input[type=file]").set_input_files(picture)
+    page.locator("#recognise").click()
+    page.locator("#recognised table").wait_for(timeout=60_000)
+    page.wait_for_timeout(1000)
+    page.screenshot(path=OUT / "recognise.png", full_page=True)
 
 
 if __name__ == "__main__":

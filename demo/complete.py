@@ -12,7 +12,7 @@ from demo import run
 from demo.models import Models
 from demo.pictures import SHOWN, enlarge
 from demo.tokens import square, with_grid
-from demo.uploads import Picture, open_picture
+from demo.uploads import open_picture, picture_input
 
 BRUSHES = {"one cell": 0, "3 x 3 cells": 1, "5 x 5 cells": 2}  # cells on each side of the one that is clicked
 
@@ -54,9 +54,7 @@ def build(models: Models, together: int):
     )
     with gr.Row():
         with gr.Column():
-            upload = Picture(
-                label="Picture", sources=["upload", "webcam", "clipboard"], elem_id="complete-picture", height=220
-            )
+            upload = picture_input("Picture", "complete-picture", 220)
             rows = gr.Slider(0, pipe.grid_size, pipe.grid_size // 2, step=1, label="Keep the rows at the top", elem_id="rows")
             brush = gr.Radio(list(BRUSHES), value="one cell", label="A click changes", elem_id="brush")
         with gr.Column():

@@ -6,7 +6,7 @@ import gradio as gr
 
 from dalle_core import InputError
 from demo.models import Models
-from demo.uploads import Picture, open_picture
+from demo.uploads import open_picture, picture_input
 
 SHOWN = 12
 
@@ -43,10 +43,7 @@ def build(models: Models) -> None:
     )
     with gr.Row():
         with gr.Column():
-            upload = Picture(
-                label="Picture", type="filepath", sources=["upload", "webcam", "clipboard"], elem_id="recognise-upload",
-                height=320,
-            )  # fmt: skip
+            upload = picture_input("Picture", "recognise-upload", 320)
             labels = gr.Textbox(
                 label="Labels, one a line", lines=4, max_lines=12, elem_id="labels", max_length=20_000,
                 info="Empty: everything the model knows by name.",

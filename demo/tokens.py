@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw, ImageOps
 from dalle_core import InputError, image_tokenizer
 from demo.models import Models
 from demo.pictures import enlarge
-from demo.uploads import Picture, open_picture
+from demo.uploads import open_picture, picture_input
 
 
 def square(pipe, image: Image.Image) -> Image.Image:
@@ -62,10 +62,7 @@ def build(models: Models) -> None:
     )
     with gr.Row():
         with gr.Column():
-            upload = Picture(
-                label="Your picture", type="filepath", sources=["upload", "webcam", "clipboard"], elem_id="tokens-upload",
-                height=320,
-            )  # fmt: skip
+            upload = picture_input("Your picture", "tokens-upload", 320)
             table = gr.HTML("", elem_id="tokens-figures", elem_classes="figures")
         with gr.Column():
             shown = gr.Image(

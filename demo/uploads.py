@@ -10,19 +10,18 @@ from PIL import Image, UnidentifiedImageError
 
 from dalle_core import InputError
 
-
-
-class Picture(gr.Image):
-    """gr.Image that hands on the file as it came: gr.Image itself opens it, and fails in its own words."""
-
-    is_template = True
-
-    def preprocess(self, payload) -> str | None:
-        return payload.path if payload is not None else None
-
-
 MAX_PIXELS = 40_000_000
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")  # decoders in wide use; a picture is never handed to any other
+
+
+def picture_input(label: str, name: str, height: int) -> gr.Image:
+    """A component that takes a picture and hands on the file's path as it came: gr.Image itself would open the file, and
+    fail in its own words."""
+    component = gr.Image(
+        label=label, type="filepath", sources=["upload", "webcam", "clipboard"], elem_id=name, height=height, buttons=[]
+    )
+    component.preprocess = lambda payload: payload.path if payload is not None else None
+    return component
 
 
 def open_picture(path: str | None) -> Image.Image:

@@ -39,6 +39,18 @@ def test_chinese_and_english_names_lead_to_the_same_thing(pipe):
         assert len(drawn) > 500 and drawn[:, 0].mean() > drawn[:, 1].mean() + 50 > drawn[:, 2].mean()
 
 
+def test_a_candidate_is_the_same_picture_alone_and_among_others(pipe):
+    many = {c.index: c for c in pipe("a fox", num_candidates=5, seed=3).candidates}
+    alone = pipe("a fox", num_candidates=1, seed=3).candidates[0]
+    assert np.array_equal(np.array(alone.image), np.array(many[0].image))
+
+
+def test_it_recognises_what_it_knows_by_name(pipe):
+    assert len(pipe.config.labels) > 900
+    image = pipe("a red circle", num_candidates=8, seed=0).candidates[0].image
+    assert "red circle" in [label.text for label in pipe.recognise(image)[:10]]
+
+
 def test_every_example_fits_and_draws(pipe):
     assert len(pipe.examples) >= 8
     for prompt in pipe.examples:
