@@ -12,7 +12,7 @@ from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from torch import nn
 
-from dalle_core.rows import pad_rows
+from dalle_core.rows import ROW_MULTIPLE, pad_rows
 
 
 class BartCache:
@@ -65,7 +65,8 @@ class SelfAttention(nn.Module):
             )
             groups.append(y.transpose(1, 2).flatten(2))
             row = rows.stop
-        return self.out(pad_rows(torch.cat(groups)) if row < len(x) else torch.cat(groups))
+        groups.append(x.new_zeros(len(x) - row, *x.shape[1:]))  # the rows that fill the batch up
+        return self.out(torch.cat(groups))
 
 
 class CrossAttention(nn.Module):
@@ -86,7 +87,8 @@ class CrossAttention(nn.Module):
             y = F.scaled_dot_product_attention(heads_of(queries, 1, self.num_heads)[0], k, v, mask)  # [P, H, rows/P*T, D]
             groups.append(y.transpose(1, 2).reshape(rows, *x.shape[1:]))
             row += rows
-        return self.out(pad_rows(torch.cat(groups)) if row < len(x) else torch.cat(groups))
+        groups.append(x.new_zeros(len(x) - row, *x.shape[1:]))  # the rows that fill the batch up
+        return self.out(torch.cat(groups))
 
 
 class GLU(nn.Module):
@@ -140,6 +142,8 @@ class BartPrior(ModelMixin, ConfigMixin):
     start_token_id is the row of `image_embedding` that the decoder begins with; the table may hold more rows than there
     are image tokens, as the published ones do.
     """
+
+    row_multiple = ROW_MULTIPLE  # rows of a decoding pass come in multiples of it
 
     @register_to_config
     def __init__(
@@ -211,7 +215,7 @@ class BartPrior(ModelMixin, ConfigMixin):
         x = [self.image_embedding(ids[:, None]) + self.image_position.weight[position + 1] for ids, _, position in steps]
         caches = [(cache, position + 1) for _, cache, position in steps]
         counts = [len(ids) for ids, _, _ in steps]
-        x = self.image_ln(pad_rows(torch.cat(x)))
+        x = self.image_ln(pad_rows(torch.cat(x), self.row_multiple))
         for i, layer in enumerate(self.decoder):
             texts = [(c.text_k[i], c.text_v[i], c.mask, rows) for (c, _), rows in zip(caches, counts)]
             x = layer(x, texts, i, caches)

@@ -22,6 +22,7 @@ from dalle_core.errors import ModelError
 from dalle_core.gpt_prior import GPTPrior
 from dalle_core.int8 import quantize
 from dalle_core.image_tokenizer import OWN_CONFIG, drop_encoder, set_pixel_range
+from dalle_core.packed import pack
 from dalle_core.pipeline import DallePipeline
 
 EMBEDDED = Path(__file__).parent.parent / "assets" / "emoji"
@@ -89,6 +90,7 @@ def load(
     dtype: torch.dtype | None = None,
     clip: str | None = None,
     tell: Progress | None = None,
+    packed: bool = True,
 ) -> DallePipeline:
     """A name of the CATALOGUE, a Hub id in this project's layout, or a folder: in this project's layout, or of
     min-dalle, dalle-mini or minDALL·E, recognised by their files.
@@ -96,8 +98,8 @@ def load(
     device None: CUDA, else Apple's MPS, else the CPU. dtype None: float32 on the CPU and MPS, bfloat16 on CUDA;
     int8, on a CPU: the prior's linear layers in 8 bits, all else in float32. clip: a folder or Hub id of the CLIP that
     ranks, "none" for no ranking, None for the model's own or the usual one. tell is called with a line of text now and
-    then. Raises ModelError naming the file (and the key) when something is missing,
-    damaged, unexpected or misshapen, or with numbers when it does not fit.
+    then. packed: on a CPU, arrange the prior's weights for drawing (`packed.py`). Raises ModelError naming the file (and
+    the key) when something is missing, damaged, unexpected or misshapen, or with numbers when it does not fit.
     """
     source, device = str(source), _device(device)
     if dtype is None:
@@ -117,6 +119,8 @@ def load(
         pipe.register_modules(**load_clip(clip or usual, dtype, tell))
     if eight_bit:
         quantize(pipe.prior)
+    elif device.type == "cpu" and packed:
+        pack(pipe.prior)
     try:
         return pipe.to(device)
     except torch.OutOfMemoryError:

@@ -33,7 +33,7 @@ def convert(source: str, out: Path, dtype: torch.dtype, clip: str | None = None,
     """
     if out.exists() and any(out.iterdir()):
         raise FileExistsError(f"{out} is not empty: name a new folder.")
-    pipe = load(source, device="cpu", dtype=dtype, clip=clip, tell=tell)
+    pipe = load(source, device="cpu", dtype=dtype, clip=clip, tell=tell, packed=False)
     pipe.save_pretrained(out, max_shard_size="1TB")
     known = CATALOGUE.get(source)
     licence = pipe.config.licence

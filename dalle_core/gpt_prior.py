@@ -11,7 +11,7 @@ from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from torch import nn
 
-from dalle_core.rows import pad_rows
+from dalle_core.rows import ROW_MULTIPLE, pad_rows
 
 
 class KVCache:
@@ -59,7 +59,8 @@ class Attention(nn.Module):
             )
             groups.append(y.transpose(1, 2).flatten(2))
             row = rows.stop
-        return self.proj(pad_rows(torch.cat(groups)) if row < len(x) else torch.cat(groups))
+        groups.append(x.new_zeros(len(x) - row, *x.shape[1:]))  # the rows that fill the batch up
+        return self.proj(torch.cat(groups))
 
 
 class Block(nn.Module):
@@ -79,6 +80,8 @@ class Block(nn.Module):
 
 class GPTPrior(ModelMixin, ConfigMixin):
     """Logits of image tokens given text and the image tokens before them."""
+
+    row_multiple = ROW_MULTIPLE  # rows of a decoding pass come in multiples of it
 
     @register_to_config
     def __init__(
@@ -132,7 +135,7 @@ class GPTPrior(ModelMixin, ConfigMixin):
         x = [self.image_embedding(ids[:, None]) + self.image_position.weight[position] for ids, _, position in steps]
         caches = [(cache, self.config.text_length + position) for _, cache, position in steps]
         counts = [len(ids) for ids, _, _ in steps]
-        logits = self._logits(self._blocks(pad_rows(torch.cat(x)), caches)[:, 0])
+        logits = self._logits(self._blocks(pad_rows(torch.cat(x), self.row_multiple), caches)[:, 0])
         return list(logits[: sum(counts)].split(counts))
 
     def _embed_text(self, text_ids):

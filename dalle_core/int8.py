@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from dalle_core.errors import ModelError
+from dalle_core.rows import FEW_ROWS
 
 LEVELS = 127
 
@@ -39,12 +40,13 @@ class Int8Linear(nn.Module):
 
 
 def quantize(model: nn.Module) -> None:
-    """Replaces every linear layer of a model on the CPU. Raises ModelError where the kernel is missing."""
+    """Replaces every linear layer of a prior on the CPU. Raises ModelError where the kernel is missing."""
     try:
         for module in list(model.modules()):
             for name, child in module.named_children():
                 if isinstance(child, nn.Linear):
                     setattr(module, name, Int8Linear(child))
+        model.row_multiple = FEW_ROWS
     except (AttributeError, RuntimeError) as error:
         raise ModelError(f"This PyTorch has no 8-bit kernels for this CPU ({str(error)[:100]}): use float32.") from None
 

@@ -46,13 +46,13 @@ def test_imports_point_one_way():
         "errors": set(), "rows": set(), "sampling": set(), "text_normalizer": set(),
         "gpt_prior": {"rows"}, "bart_prior": {"rows"}, "image_tokenizer": {"errors"},
         "text_tokenizer": {"errors", "text_normalizer"}, "rerank": {"text_tokenizer"}, "engine": {"sampling"},
-        "memory": {"errors"}, "int8": {"errors"},
+        "memory": {"errors"}, "int8": {"errors", "rows"}, "packed": {"errors", "rows"},
         "pipeline": {
             "bart_prior", "engine", "errors", "gpt_prior", "image_tokenizer", "int8", "memory", "rerank", "sampling",
             "text_tokenizer",
         },
         "downloads": {"errors", "memory"},
-        "catalogue": {"bart_prior", "checkpoints", "downloads", "errors", "gpt_prior", "image_tokenizer", "int8", "memory", "pipeline"},
+        "catalogue": {"bart_prior", "checkpoints", "downloads", "errors", "gpt_prior", "image_tokenizer", "int8", "memory", "packed", "pipeline"},
         "convert": {"catalogue", "downloads", "errors"}, "__main__": {"convert", "errors"},
     }  # fmt: skip
     core = ROOT / "dalle_core"
