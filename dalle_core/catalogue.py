@@ -293,6 +293,9 @@ def _load_model(folder: Path, cls, file: str, dtype: torch.dtype):
                 raise ModelError(f"{path}: no value for the buffer {name}.")
             positions = torch.arange(buffer.shape[-1]).expand(buffer.shape)
             model.get_submodule(parent).register_buffer(leaf, positions, persistent=False)
+    for module in model.modules():
+        if isinstance(module, torch.nn.SiLU):
+            module.inplace = True  # it follows a norm, whose output nobody else reads: a copy less
     return model.eval()
 
 

@@ -16,6 +16,7 @@ from PIL import Image, ImageOps
 
 from dalle_core.errors import InputError
 
+LARGE = 2**14  # pixels of a picture
 OWN_CONFIG = ("pixel_range", "has_encoder")  # entries of config.json that diffusers does not know
 
 
@@ -60,12 +61,26 @@ def encode(model: VQModel, pixels: torch.Tensor) -> torch.Tensor:
     return tokens.view(z.shape[0], *z.shape[2:])
 
 
+def at_a_time(model: VQModel, grid_size: int) -> int:
+    """How many pictures to decode together: as many as a GPU likes, few that stay in a CPU's cache."""
+    pixels = (grid_size * downsampling(model)) ** 2
+    if model.device.type != "cpu":
+        return max(1, 2**21 // pixels)
+    # Group norms of large maps on a CPU share the pixels of all pictures out to the threads, and sum them in an order that
+    # depends on how many there are. Alone is no slower.
+    return 2**18 // pixels if pixels < LARGE else 1
+
+
 @torch.no_grad()
 def decode(model: VQModel, tokens: torch.Tensor) -> torch.Tensor:
-    """Tokens [B, h, w] -> pixels [B, 3, H, W] in [-1, 1]."""
-    # Convolutions of a single picture take another kernel, which rounds otherwise: alone and among others it must look
-    # the same to the last bit, so a single one is decoded twice.
-    z = model.quantize.embedding(tokens if len(tokens) > 1 else tokens.repeat(2, 1, 1)).permute(0, 3, 1, 2)  # [B, C, h, w]
+    """Tokens [B, h, h] -> pixels [B, 3, H, H] in [-1, 1]; a picture's are the same alone and among others."""
+    most = at_a_time(model, tokens.shape[1])
+    # Convolutions of a single small picture take another kernel, which rounds otherwise: it is decoded twice.
+    return torch.cat([_decode(model, part, twice=len(part) == 1 < most) for part in tokens.split(most)])
+
+
+def _decode(model: VQModel, tokens: torch.Tensor, twice: bool) -> torch.Tensor:
+    z = model.quantize.embedding(tokens.repeat(2, 1, 1) if twice else tokens).permute(0, 3, 1, 2)  # [B, C, h, w]
     blocks = model.decode(z, force_not_quantize=True).sample[: len(tokens)]
     pixels = F.pixel_shuffle(blocks, block_size(model)).float()
     if "pixel_range" in model.config:

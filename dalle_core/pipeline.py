@@ -24,7 +24,6 @@ from dalle_core.sampling import candidate_uniforms
 from dalle_core.text_tokenizer import encode_prompts, fit_prompt
 
 NOT_DRAWN = 0.86  # light grey in [-1, 1]: cells of a preview whose token is not drawn yet
-PIXEL_CHUNK = 2**18  # pixels decoded together; more only takes more memory
 
 
 @dataclass(frozen=True)
@@ -307,14 +306,12 @@ class DallePipeline(DiffusionPipeline):
                 chunk = chunk // 2
                 continue
             finished = torch.cat([finished, tokens.cpu()])
-            shown += self._images(finished[rows.start :])
+            for part in finished[rows.start :].split(images.at_a_time(self.image_tokenizer, self.grid_size)):
+                shown += self._images(part)
+                if len(shown) < len(finished):  # pixels take long: a place to stop
+                    yield Step(len(finished) * length, count * length)
         generation = replace(generation, candidates=self._candidates(generation, finished, shown, rerank))
         yield Step(count * length, count * length, shown if preview_every else None, generation)
-
-    @property
-    def _pixel_chunk(self) -> int:
-        """Pictures decoded together."""
-        return max(1, PIXEL_CHUNK // self.image_size**2)
 
     def _candidates(self, generation, tokens, shown, rerank) -> list[Candidate]:
         scores, rerank = [None] * len(shown), rerank and self.clip is not None
@@ -332,11 +329,7 @@ class DallePipeline(DiffusionPipeline):
     def _images(self, tokens: torch.Tensor) -> list[Image.Image]:
         """Tokens [B, N] -> pictures."""
         grids = tokens.to(self.image_tokenizer.device).unflatten(1, (self.grid_size, self.grid_size))
-        return [
-            image
-            for part in grids.split(self._pixel_chunk)
-            for image in images.to_images(images.decode(self.image_tokenizer, part))
-        ]
+        return images.to_images(images.decode(self.image_tokenizer, grids))
 
     @torch.inference_mode()
     def _preview(self, tokens: torch.Tensor, position: int) -> list[Image.Image]:
@@ -345,14 +338,10 @@ class DallePipeline(DiffusionPipeline):
         # The decoder looks beyond a cell's edges: what is missing is filled with the latest token, then painted over.
         last = tokens[:, position - 1 : position].clamp(min=0)
         grids = torch.where(drawn, tokens, last).unflatten(1, (self.grid_size, self.grid_size))
-        cells = drawn.unflatten(1, (1, self.grid_size, self.grid_size)).float()  # [B, 1, h, w]
         factor = images.downsampling(self.image_tokenizer)
-        pictures = []
-        for part, mask in zip(grids.split(self._pixel_chunk), cells.split(self._pixel_chunk)):
-            mask = mask.repeat_interleave(factor, 2).repeat_interleave(factor, 3)
-            pixels = images.decode(self.image_tokenizer, part)
-            pictures += images.to_images(pixels * mask + NOT_DRAWN * (1 - mask))
-        return pictures
+        mask = drawn.unflatten(1, (1, self.grid_size, self.grid_size)).float()  # [B, 1, h, w]
+        mask = mask.repeat_interleave(factor, 2).repeat_interleave(factor, 3)
+        return images.to_images(images.decode(self.image_tokenizer, grids) * mask + NOT_DRAWN * (1 - mask))
 
     def _forced(self, image_tokens, keep) -> tuple[torch.Tensor | None, torch.Tensor | None]:
         """Checked and flattened: ([N] int64, [N] bool), or two None."""
