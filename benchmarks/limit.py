@@ -1,0 +1,89 @@
+"""A token's time against what the machine allows: DALL·E mini's decoder, random weights, at position 128 of 256.
+
+The limit is the larger of two times: reading every byte that a pass must read (weights once, each row's keys and values),
+at the bandwidth of this machine, and its floating-point operations, at the rate of this machine. Both rates are measured
+first: summing 256 MB, and a 2048 x 2048 x 2048 matrix product, the best of several. Rows are guided candidates, two each
+(a single unguided row for 1). Nothing else should be running. Ends in one JSON line.
+"""
+
+import argparse
+import json
+import os
+import time
+
+import torch
+
+from benchmarks.embedded import cpu_name
+from dalle_core.bart_prior import BartPrior
+from dalle_core.int8 import quantize
+from dalle_core.packed import pack
+
+POSITION = 128
+
+
+def best_of(work, repeats: int) -> float:
+    """Seconds of the fastest run, after one to warm up."""
+    work()
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - start)
+    return min(times)
+
+
+def mini_prior(text_length: int = 64) -> BartPrior:
+    """DALL·E mini's decoder; the encoder, which reads the prompt once, has two layers instead of twelve."""
+    torch.manual_seed(0)
+    return BartPrior(50264, text_length, 16384, 256, 2, 12, 16, 1024, 2730, 16385, 16384).eval()
+
+
+def decoding(prior: BartPrior, prompts: int, copies: int):
+    """A function that decodes one token at POSITION for prompts * copies rows."""
+    length = prior.config.text_length
+    cache, _ = prior.prefill(torch.randint(2, 50000, (prompts, length)), copies)
+    ids = torch.randint(16384, (prompts * copies,))
+    return lambda: prior.decode([(ids, cache, POSITION)])
+
+
+@torch.inference_mode()
+def main() -> None:
+    parser = argparse.ArgumentParser(description="A token's time against the machine's limit.")
+    parser.add_argument("--dtype", choices=["float32", "int8"], default="float32")
+    args = parser.parse_args()
+    big, square = torch.ones(64_000_000), torch.randn(2048, 2048)
+    bandwidth = 4 * len(big) / best_of(big.sum, 10)
+    rate = 2 * 2048**3 / best_of(lambda: square @ square, 10)
+    del big
+
+    prior = mini_prior()
+    config, weights = prior.config, [prior.head, *(layer for layer in prior.decoder)]
+    weights = sum(p.numel() for part in weights for p in part.parameters() if p.ndim == 2)
+    weights -= sum(layer.cross_attn.kv.weight.numel() for layer in prior.decoder)  # used once a prompt
+    pack(prior) if args.dtype == "float32" else quantize(prior)
+    found = []
+    for rows, prompts, copies in ((1, 1, 1), (2, 2, 1), (18, 2, 9), (32, 2, 16)):
+        seconds = best_of(decoding(prior, prompts, copies), 20)
+        positions = rows * (POSITION + 1) + prompts * config.text_length
+        caches = 2 * config.decoder_layers * positions * config.hidden_size * 4
+        reading = (weights * (4 if args.dtype == "float32" else 1) + caches) / bandwidth
+        computing = 2 * rows * (weights + 2 * config.decoder_layers * (POSITION + 1 + config.text_length) * config.hidden_size) / rate
+        limit = max(reading, computing)
+        found.append(
+            {
+                "rows": rows, "ms": round(seconds * 1000, 1), "reading_ms": round(reading * 1000, 1),
+                "computing_ms": round(computing * 1000, 1), "times_the_limit": round(seconds / limit, 2),
+            }
+        )  # fmt: skip
+    print(
+        json.dumps(
+            {
+                "dtype": args.dtype, "gb_s": round(bandwidth / 1e9, 1), "gflop_s": round(rate / 1e9), "tokens": found,
+                "cores": os.cpu_count(), "machine": cpu_name(),
+            }
+        )  # fmt: skip
+    )
+
+
+if __name__ == "__main__":
+    main()
