@@ -18,12 +18,9 @@ def guide(cond: torch.Tensor, uncond: torch.Tensor, scale: float) -> torch.Tenso
     return uncond + scale * (cond - uncond)
 
 
-def keep_top_k(logits: torch.Tensor, k: int) -> torch.Tensor:
-    """All but the k largest become -inf (ties with the k-th stay). k = 0 keeps all."""
-    if k == 0 or k >= logits.shape[-1]:
-        return logits
-    threshold = logits.topk(k, dim=-1).values[:, -1:]
-    return logits.masked_fill(logits < threshold, -torch.inf)
+def top_k_ids(logits: torch.Tensor, k: int) -> torch.Tensor:
+    """The k largest of each row [B, k], in the vocabulary's order: a tiny change of the logits moves no token."""
+    return logits.topk(k, dim=-1, sorted=False).indices.sort(dim=-1).values
 
 
 def keep_top_p(logits: torch.Tensor, p: float) -> torch.Tensor:
@@ -42,8 +39,11 @@ def sample(
     """Tokens [B], by the inverse of the cumulative distribution at `uniforms` [B]. Temperature 0 is greedy."""
     if temperature == 0 or top_k == 1:
         return logits.argmax(dim=-1)
-    logits = keep_top_p(keep_top_k(logits.double() / temperature, top_k), top_p)
-    cumulative = logits.softmax(dim=-1).cumsum(dim=-1)  # [B, V]
+    ids = top_k_ids(logits, top_k) if 0 < top_k < logits.shape[-1] else None
+    if ids is not None:  # from here on k numbers a row, not the whole vocabulary
+        logits = logits.gather(-1, ids)
+    cumulative = keep_top_p(logits.double() / temperature, top_p).softmax(dim=-1).cumsum(dim=-1)  # [B, V or k]
     # Scaled by the last value, which is 1 up to rounding: the result is always a token of some probability.
     target = uniforms[:, None] * cumulative[:, -1:]
-    return torch.searchsorted(cumulative, target, right=True)[:, 0].clamp(max=logits.shape[-1] - 1)
+    chosen = torch.searchsorted(cumulative, target, right=True).clamp(max=logits.shape[-1] - 1)
+    return (chosen if ids is None else ids.gather(-1, chosen))[:, 0]

@@ -4,7 +4,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dalle_core.sampling import candidate_uniforms, guide, keep_top_k, keep_top_p, sample
+from dalle_core.sampling import candidate_uniforms, guide, keep_top_p, sample, top_k_ids
 
 
 def test_uniforms_depend_on_seed_and_index_alone():
@@ -46,10 +46,15 @@ def test_tokens_come_from_what_was_kept(k, p, temperature, seed):
 
 def test_top_k_and_top_p_keep_what_they_say():
     logits = torch.tensor([[3.0, 1.0, 2.0, 0.0]])
-    assert keep_top_k(logits, 2).isfinite().tolist() == [[True, False, True, False]]
-    assert torch.equal(keep_top_k(logits, 0), logits) and torch.equal(keep_top_k(logits, 9), logits)
+    assert top_k_ids(logits, 2).tolist() == [[0, 2]]
     assert keep_top_p(torch.tensor([[0.5, 0.3, 0.2]]).log(), 0.6).isfinite().tolist() == [[True, True, False]]
     assert keep_top_p(logits, 1e-9).isfinite().sum() == 1
+
+
+def test_top_k_draws_what_the_whole_vocabulary_without_the_others_would():
+    logits, uniforms = torch.randn(500, 300), candidate_uniforms(2, 0, 500)
+    others = torch.ones_like(logits, dtype=torch.bool).scatter_(1, top_k_ids(logits, 40), False)
+    assert torch.equal(sample(logits, uniforms, top_k=40), sample(logits.masked_fill(others, -torch.inf), uniforms))
 
 
 def test_guidance():
