@@ -118,7 +118,7 @@ def main() -> None:
     parser.add_argument("--data", default="data/emoji", help="the emoji corpus, or a folder with metadata.jsonl")
     parser.add_argument("--text-tokenizer", default="runs/text_tokenizer", help="folder")
     parser.add_argument("--out", type=Path, default=Path("runs/clip"), help="state, logs, result")
-    parser.add_argument("--samples", type=int, default=80_000, help="pictures to train on (%(default)s)")
+    parser.add_argument("--samples", type=int, default=120_000, help="pictures to train on (%(default)s)")
     parser.add_argument("--batch-size", type=int, default=192)
     parser.add_argument("--image-size", type=int, default=96)
     parser.add_argument("--text-length", type=int, default=16)
