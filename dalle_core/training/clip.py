@@ -23,6 +23,7 @@ from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, PreTraine
 
 from dalle_core.text_tokenizer import encode_prompts
 from dalle_core.training.data import as_pixels, batches, open_dataset
+from dalle_core.training.muon import Muon, step_at
 from dalle_core.training.state import RunState, learning_rate
 
 
@@ -74,6 +75,14 @@ def augment(pixels: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     return F.interpolate(F.interpolate(pixels, size=small, mode="area"), size=side, mode="bilinear").clamp(-1, 1)
 
 
+def optimizers(clip: CLIPModel, peak: float) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices of both towers' layers, AdamW for the rest."""
+    matrices = [p for name, p in clip.named_parameters() if ".layers." in name and p.ndim == 2]
+    chosen = {id(p) for p in matrices}
+    others = [p for p in clip.parameters() if id(p) not in chosen]
+    return [Muon(matrices, lr=peak), torch.optim.AdamW(others, lr=peak / 10, betas=(0.9, 0.98), weight_decay=0.05)]
+
+
 def train(args: argparse.Namespace) -> None:
     torch.manual_seed(args.seed)
     args.out.mkdir(parents=True, exist_ok=True)
@@ -81,24 +90,24 @@ def train(args: argparse.Namespace) -> None:
     dataset = open_dataset(args.data, args.image_size, seed=args.seed).contrast(args.batch_size)
     clip = new_clip(tokenizer, args.image_size, args.text_length).to(args.device)
     print(f"{sum(p.numel() for p in clip.parameters()):,} parameters")
-    optimizer = torch.optim.AdamW(clip.parameters(), lr=args.learning_rate, betas=(0.9, 0.98), weight_decay=0.05)
-    state = RunState(args.out, clip=clip, optimizer=optimizer)
+    muon, adamw = optimizers(clip, args.learning_rate)
+    state = RunState(args.out, clip=clip, muon=muon, adamw=adamw)
     first, steps = state.restore(), args.samples // args.batch_size
     dtype = getattr(torch, args.dtype)
 
     bar = tqdm(total=steps, initial=first, unit="step", desc="CLIP", mininterval=10)
     with open(args.out / "log.jsonl", "a") as log:
         for step, (bytes_, texts) in enumerate(batches(dataset, args.batch_size, first, steps, args.seed), first):
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate(step, steps, args.learning_rate, warmup=50)
+            rate = learning_rate(step, steps, 1.0, warmup=50)
             pixels = augment(as_pixels(bytes_.to(args.device)), torch.Generator().manual_seed(step))
             text_ids = encode_prompts(tokenizer, texts, args.text_length).to(args.device)
             with torch.autocast(args.device.split(":")[0], dtype, enabled=dtype != torch.float32):
                 out = clip(input_ids=text_ids, pixel_values=pixels, return_loss=True)
-            optimizer.zero_grad(set_to_none=True)
+            clip.zero_grad(set_to_none=True)
             out.loss.backward()
             nn.utils.clip_grad_norm_(clip.parameters(), 1.0)
-            optimizer.step()
+            for optimizer in (muon, adamw):
+                step_at(optimizer, rate)
             clip.logit_scale.data.clamp_(max=4.6052)  # a temperature of 1/100, as in the paper
             bar.update()
             if step % 20 == 0:
@@ -122,7 +131,7 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=192)
     parser.add_argument("--image-size", type=int, default=96)
     parser.add_argument("--text-length", type=int, default=16)
-    parser.add_argument("--learning-rate", type=float, default=1e-3)
+    parser.add_argument("--learning-rate", type=float, default=0.02, help="Muon's peak; AdamW's is a tenth of it")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"], help="of the matrix products")
     parser.add_argument("--seed", type=int, default=0)

@@ -30,7 +30,7 @@ from dalle_core import image_tokenizer
 from dalle_core.gpt_prior import GPTPrior
 from dalle_core.text_tokenizer import encode_prompts
 from dalle_core.training.data import as_pixels, in_order, open_dataset
-from dalle_core.training.muon import Muon
+from dalle_core.training.muon import Muon, step_at
 from dalle_core.training.state import RunState, learning_rate
 
 NULL_SHARE = 0.1  # of captions replaced by the null prompt
@@ -86,9 +86,7 @@ def train_step(prior, optimizers, text_ids, tokens, rate: float, dtype=torch.flo
     loss.backward()
     nn.utils.clip_grad_norm_(prior.parameters(), 1.0)
     for optimizer in optimizers:
-        for group in optimizer.param_groups:
-            group["lr"] = rate * group.setdefault("peak", group["lr"])
-        optimizer.step()
+        step_at(optimizer, rate)
     return loss.detach()
 
 
