@@ -277,8 +277,8 @@ def _augment(pipe, rows, out, settings, sampling) -> Iterator[Progress]:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise InputError(
                 f"The disk is full. The data set in {out} is whole as far as it goes: make room, and the same command goes on."
-            ) from None
-        raise InputError(f"{out} cannot be written: {error.strerror or error}. Name another folder.") from None
+            ) from error
+        raise InputError(f"{out} cannot be written: {error.strerror or error}. Name another folder.") from error
 
 
 def _claim(out: Path) -> None:

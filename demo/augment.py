@@ -141,17 +141,19 @@ def build(models: Models, together: int) -> None:
                             pictures = gr.update(value=list(shown), visible=True) if progress.new else gr.skip()
                             yield pictures, status(progress, now - started) + notice, gr.skip(), gr.skip()
             zipped = archive(out, target) and str(target)
-        except (InputError, ModelError) as error:
-            raise run.sentence(error) from None
-        except OSError as error:
-            log.exception("augmenting failed")
-            raise gr.Error(f"The data set could not be saved: {error.strerror or error}.", print_exception=False) from None
+        except (InputError, ModelError, OSError) as error:
+            reason = error.__cause__ or error
+            if not isinstance(reason, OSError):
+                raise run.sentence(error) from None
+            log.exception("augmenting failed")  # not the core's sentence: it names a folder of the server
+            said = f"The server could not save the pictures: {reason.strerror or reason}. What was kept until then is in the zip."
+            raise gr.Error(said, print_exception=False) from None
         except Exception:  # whatever it is: a sentence for the person, the traceback for the log
             log.exception("augmenting failed")
             raise gr.Error("Drawing failed. The server's log says why; try again.", print_exception=False) from None
         hint = "" if zipped else ": no score reached the threshold, so lower it"
-        said = f"{progress.drawn} pictures drawn, {_counts(progress)}, seed {asked}{hint}"
-        yield gr.skip(), run.said(said) + notice, gr.update(value=zipped or None, visible=bool(zipped)), None
+        text = f"{progress.drawn} pictures drawn, {_counts(progress)}, seed {asked}{hint}"
+        yield gr.skip(), run.said(text) + notice, gr.update(value=zipped or None, visible=bool(zipped)), None
 
     def caption(kept) -> str:
         return kept.text if kept.score is None else f"{kept.score:.3f} · {kept.text[:60]}"

@@ -24,6 +24,7 @@ from dalle_core.training.data import ImageFolder, open_dataset
 from demo import Models, create_demo, launch_options
 from demo.augment import asked_for
 
+ROOT = Path(__file__).parent.parent
 ROWS = [Row("a red fox", 3), Row("two apples", 2), Row("a red fox", 3)]
 THRESHOLD = 0.05  # the tiny CLIP's scores lie on both sides
 
@@ -179,7 +180,7 @@ def test_closed_between_two_tokens_it_goes_on_and_draws_only_the_rest(whole, own
 def test_a_process_that_is_killed_goes_on(tiny_pipeline, saved, tmp_path):
     (tmp_path / "prompts.txt").write_text("a red fox\ntwo apples\n")
     arguments = ["augment", str(tmp_path / "prompts.txt"), str(tmp_path / "out"), "--model", str(saved), "--count", "3000"]
-    process = subprocess.Popen([sys.executable, "-m", "dalle_core", *arguments], stderr=subprocess.DEVNULL)
+    process = subprocess.Popen([sys.executable, "-m", "dalle_core", *arguments], cwd=ROOT, stderr=subprocess.DEVNULL)
     metadata = tmp_path / "out" / "metadata.jsonl"
     deadline = time.monotonic() + 60
     while not metadata.exists() and time.monotonic() < deadline:
@@ -209,7 +210,7 @@ def test_a_process_that_is_killed_goes_on(tiny_pipeline, saved, tmp_path):
     ],
 )  # fmt: skip
 def test_another_runs_folder_is_refused(tiny_pipeline, tmp_path, changes, message):
-    next(augment.augment(tiny_pipeline, ROWS, tmp_path, 7, THRESHOLD)).drawn
+    next(augment.augment(tiny_pipeline, ROWS, tmp_path, 7, THRESHOLD))
     before = contents(tmp_path)
     with pytest.raises(InputError, match=message):
         run(tiny_pipeline, tmp_path, **changes)
@@ -430,6 +431,16 @@ def test_bad_input_gets_a_sentence(client, tmp_path, changes, message):
     with pytest.raises(AppError, match=re.escape(message)) as error:
         ask(client, **changes)
     assert "Traceback" not in str(error.value)
+
+
+def test_a_full_disk_is_said_without_the_servers_folders(client, monkeypatch):
+    def full(path, content):
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    with monkeypatch.context() as patch, pytest.raises(AppError, match="could not save the pictures: No space left") as error:
+        patch.setattr(augment, "_append", full)
+        ask(client)
+    assert "/" not in str(error.value)
 
 
 def test_none_that_fits_is_said(client):
