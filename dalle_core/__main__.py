@@ -1,30 +1,138 @@
-"""`python -m dalle_core convert SOURCE OUT`: any model into a folder of this project's layout."""
+"""The commands: `python -m dalle_core convert`, `sample`, `augment`. Each explains itself with `--help`."""
 
 import argparse
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import torch
+from tqdm import tqdm
 
+from dalle_core.augment import augment, cut_prompts, read_prompts
+from dalle_core.catalogue import load
 from dalle_core.convert import convert
-from dalle_core.errors import ModelError
+from dalle_core.errors import InputError, ModelError
+from dalle_core.pictures import enlarge, recipe, save_png
+from dalle_core.pipeline import DallePipeline
 
 
-def main() -> None:
+def tell(line: str) -> None:
+    print(line, flush=True)
+
+
+def convert_command(args: argparse.Namespace) -> None:
+    convert(args.source, args.out, getattr(torch, args.dtype), args.clip, tell)
+    tell(f"{args.out} is ready: dalle_core.load({str(args.out)!r})")
+
+
+def sample_command(args: argparse.Namespace) -> None:
+    if args.best is not None and args.best < 1:
+        raise InputError(f"--best {args.best}: save at least one picture.")
+    pipe = open_model(args)
+    args.out.mkdir(parents=True, exist_ok=True)
+    steps = pipe.stream(args.prompt, num_candidates=args.candidates, seed=args.seed, **sampling(args))
+    with closing(steps), tqdm(unit="token", desc="sample") as bar:
+        for step in steps:
+            bar.total = step.total
+            bar.update(step.index - bar.n)
+    generation = step.generation
+    if generation.dropped_prompt:
+        tell(f"The prompt is longer than this model reads; it stops before: {generation.dropped_prompt[:120]}")
+    for rank, candidate in enumerate(generation.candidates[: args.best], 1):
+        path = save_png(enlarge(candidate.image), recipe(generation, candidate, pipe.name), args.out)
+        score = "not ranked" if candidate.score is None else f"{candidate.score:.3f}"
+        tell(f"#{rank:<3} {score}  {path}")
+
+
+def augment_command(args: argparse.Namespace) -> None:
+    rows = read_prompts(args.prompts, args.count)
+    pipe = open_model(args)
+    steps = augment(pipe, rows, args.out, args.seed, args.threshold, args.best, **sampling(args))
+    if cut := cut_prompts(pipe, rows):
+        tell(f"{cut} of {len(rows)} prompts are longer than this model reads: their ends play no part.")
+    with closing(steps), tqdm(unit="picture", desc="augment") as bar:
+        for progress in steps:
+            if bar.total is None:  # the first: what a run before has drawn is not part of the pace
+                bar.total, bar.initial, bar.n = progress.total, progress.drawn, progress.drawn
+            bar.set_postfix(kept=progress.kept, refresh=False)
+            bar.update(progress.drawn - bar.n)
+    tell(f"{args.out}: {progress.kept} pictures kept, {progress.drawn - progress.kept} rejected, with metadata.jsonl.")
+
+
+def open_model(args: argparse.Namespace) -> DallePipeline:
+    return load(args.model, args.device, args.dtype and getattr(torch, args.dtype), args.clip, tell)
+
+
+def sampling(args: argparse.Namespace) -> dict:
+    """The arguments of `DallePipeline.stream` that `add_model` adds."""
+    names = ("negative_prompt", "temperature", "top_k", "top_p", "guidance_scale")
+    return {name: getattr(args, name) for name in names}
+
+
+def add_model(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--model", default="emoji",
+        help="a name (emoji, dalle-mini, dalle-mega), a folder, or a Hub id (default: %(default)s)",
+    )  # fmt: skip
+    command.add_argument("--clip", help='folder or Hub id of the CLIP that ranks, or "none" (default: the model\'s own)')
+    command.add_argument("--device", help="cpu, cuda, cuda:1 or mps (default: the best there is)")
+    command.add_argument(
+        "--dtype", choices=["float32", "bfloat16", "float16", "int8"],
+        help="int8 is for CPUs (default: float32 on a CPU, bfloat16 on a GPU)",
+    )  # fmt: skip
+    command.add_argument("--negative-prompt", default="", help="what guidance leads away from")
+    for name, kind, note in (
+        ("temperature", float, "0 is greedy"), ("top-k", int, "0 keeps all"), ("top-p", float, "1 keeps all"),
+        ("guidance-scale", float, "1 is unguided"),
+    ):  # fmt: skip
+        command.add_argument(f"--{name}", type=kind, help=f"{note} (default: the model's own)")
+
+
+def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m dalle_core")
     commands = parser.add_subparsers(dest="command", required=True)
+
     command = commands.add_parser("convert", help="a published model into a folder of this project's layout")
+    command.set_defaults(run=convert_command)
     command.add_argument("source", help="a name (dalle-mini, dalle-mega), a folder of min-dalle, dalle-mini or minDALL·E, or a Hub id")
     command.add_argument("out", type=Path, help="a new folder")
     command.add_argument("--dtype", choices=["float32", "float16", "bfloat16"], default="float16", help="(default: %(default)s)")
     command.add_argument("--clip", help='folder or Hub id of the CLIP that ranks, or "none" (default: the usual one)')
-    args = parser.parse_args()
+
+    command = commands.add_parser("sample", help="candidates of one prompt, ranked by CLIP, as PNG files with their recipe")
+    command.set_defaults(run=sample_command)
+    command.add_argument("prompt")
+    command.add_argument("--candidates", type=int, help="(default: the model's own)")
+    command.add_argument("--best", type=int, help="save only so many, the best (default: all)")
+    command.add_argument("--seed", type=int, help="(default: a new one)")
+    command.add_argument("--out", type=Path, default=Path("."), help="folder (default: this one)")
+    add_model(command)
+
+    command = commands.add_parser(
+        "augment", help="many pictures of many prompts, as a data set to train on",
+        description="Draws a data set in the imagefolder layout: pictures and metadata.jsonl. Run again to go on after a stop.",
+    )  # fmt: skip
+    command.set_defaults(run=augment_command)
+    command.add_argument("prompts", type=Path, help="a .csv with a column “prompt” and perhaps “count”, or a .txt, a prompt a line")
+    command.add_argument("out", type=Path, help="a new folder, or that of a run to go on with")
+    command.add_argument("--count", type=int, default=16, help="pictures of each prompt (default: %(default)s)")
+    command.add_argument("--threshold", type=float, help="keep pictures with at least this CLIP score (default: all)")
+    command.add_argument("--best", type=int, help="keep at most so many of each prompt, the best by CLIP (default: all)")
+    command.add_argument("--seed", type=int, default=0, help="(default: %(default)s)")
+    add_model(command)
+    return parser
+
+
+def main(arguments: list[str] | None = None) -> None:
+    args = parser().parse_args(arguments)
     try:
-        convert(args.source, args.out, getattr(torch, args.dtype), args.clip, tell=lambda line: print(line, flush=True))
-    except (ModelError, OSError) as error:
-        print(f"convert: {error}", file=sys.stderr)
+        args.run(args)
+    except (InputError, ModelError, OSError) as error:
+        print(f"{args.command}: {error}", file=sys.stderr)
         raise SystemExit(2) from None
-    print(f"{args.out} is ready: dalle_core.load({str(args.out)!r})")
+    except KeyboardInterrupt:
+        print(f"{args.command}: stopped" + "; run it again to go on." * (args.command == "augment"), file=sys.stderr)
+        raise SystemExit(130) from None
 
 
 if __name__ == "__main__":

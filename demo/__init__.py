@@ -6,7 +6,7 @@ os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read at gradio's i
 
 import gradio as gr  # noqa: E402
 
-from demo import complete, create, recognise, tokens  # noqa: E402
+from demo import augment, complete, create, recognise, tokens  # noqa: E402
 from demo.look import CSS, HEAD, JS, header, theme  # noqa: E402
 from demo.models import Models  # noqa: E402
 
@@ -25,6 +25,8 @@ def create_demo(models: Models, together: int = 4) -> gr.Blocks:
                 tokens.build(models)
             with gr.Tab("Recognise", id="recognise"):
                 recognise.build(models)
+            with gr.Tab("Augment", id="augment"):
+                augment.build(models, together)
         to_complete.click(
             lambda path, text: (path, text, gr.Tabs(selected="complete")), [chosen, prompt], [picture, words, tabs],
             api_visibility="private", show_progress="hidden",

@@ -77,6 +77,11 @@ CSS = """
   color: #fff; }
 #gallery.ranked .grid-container > :first-child .caption-label { background: #d9480f; }
 #order { background: transparent; padding: 0; }
+#augmented { background: transparent; }
+#augmented .grid-container { grid-template-rows: none !important; grid-auto-rows: auto !important; }
+#augmented .thumbnail-item { border-radius: 10px; background: #fff; overflow: hidden; aspect-ratio: 1; height: auto; }
+#augmented .caption-label { left: 0; right: 0; max-width: none; border: 0; border-radius: 0; padding: .1rem .4rem;
+  font-size: .7rem; background: rgba(28, 25, 23, .78); color: #fff; }
 #chosen img { border-radius: 14px; background: #fff; }
 .figures table { width: 100%; border-collapse: collapse; font-size: .9rem; }
 .figures td, .figures th { border: 0; border-bottom: 1px solid var(--border-color-primary); padding: .35rem .4rem;
@@ -103,6 +108,7 @@ CSS = """
   #seed { grid-column: 1 / -1; }
   #order-row, #open-row { display: block; }
   #best { min-width: 0 !important; margin-top: .5rem; }
+  #augmented .grid-container { grid-template-columns: repeat(4, minmax(0, 1fr)) !important; }
   #gallery .grid-container { grid-template-columns: repeat(2, minmax(0, 1fr)) !important; }
 }
 """

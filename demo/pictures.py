@@ -1,53 +1,13 @@
-"""Pictures as the page shows and saves them: enlarged, and as PNG files that carry their recipe."""
+"""Pictures as the page saves them: every candidate of a drawing, and all in one zip."""
 
 import json
-import re
 import tempfile
 import zipfile
 from pathlib import Path
 
-from PIL import Image, ImageFilter, PngImagePlugin
+from dalle_core.pictures import SHOWN, enlarge, file_name, recipe, save_png
 
-SHOWN = 384  # pixels a side, at least
-
-
-def enlarge(image: Image.Image) -> Image.Image:
-    """Lanczos to a whole multiple of the size, then a little unsharp masking: crisp on flat colours and edges."""
-    factor = -(-SHOWN // image.width)
-    if factor <= 1:
-        return image
-    large = image.resize((image.width * factor, image.height * factor), Image.Resampling.LANCZOS)
-    return large.filter(ImageFilter.UnsharpMask(radius=factor * 0.75, percent=60, threshold=2))
-
-
-def recipe(generation, candidate, model: str) -> dict:
-    """All that it takes to draw a candidate again, and its image tokens."""
-    return {
-        "model": model,
-        "prompt": generation.prompt,
-        "negative_prompt": generation.negative_prompt,
-        "seed": candidate.seed,
-        "index": candidate.index,
-        "score": candidate.score,
-        "settings": generation.settings,
-        "tokens": candidate.tokens.tolist(),
-    }
-
-
-def file_name(prompt: str, seed: int, index: int) -> str:
-    """"a red fox", 7, 3 -> "a-red-fox_seed7_3.png"; other characters than letters and digits become dashes."""
-    words = re.sub(r"[^\w]+", "-", prompt.lower()).strip("-_")[:60]
-    words = words.encode()[:180].decode(errors="ignore").strip("-") or "picture"  # file systems allow 255 bytes
-    return f"{words}_seed{seed}_{index}.png"
-
-
-def save_png(image: Image.Image, recipe: dict, folder: Path) -> Path:
-    """Writes the picture with its recipe in the PNG text chunk "dalle" (JSON)."""
-    info = PngImagePlugin.PngInfo()
-    info.add_text("dalle", json.dumps(recipe), zip=False)
-    path = folder / file_name(recipe["prompt"], recipe["seed"], recipe["index"])
-    image.save(path, pnginfo=info)
-    return path
+__all__ = ["SHOWN", "enlarge", "file_name", "recipe", "save_all", "save_png"]
 
 
 def save_all(generation, model: str, cache: str) -> tuple[list[Path], Path]:

@@ -1,0 +1,61 @@
+"""Pictures as they are saved: PNG files that carry their recipe, enlarged where people look at them."""
+
+import io
+import json
+import re
+from pathlib import Path
+
+from PIL import Image, ImageFilter, PngImagePlugin
+
+SHOWN = 384  # pixels a side, at least
+
+
+def enlarge(image: Image.Image) -> Image.Image:
+    """Lanczos to a whole multiple of the size, then a little unsharp masking: crisp on flat colours and edges."""
+    factor = -(-SHOWN // image.width)
+    if factor <= 1:
+        return image
+    large = image.resize((image.width * factor, image.height * factor), Image.Resampling.LANCZOS)
+    return large.filter(ImageFilter.UnsharpMask(radius=factor * 0.75, percent=60, threshold=2))
+
+
+def recipe(generation, candidate, model: str) -> dict:
+    """All that it takes to draw a candidate again, and its image tokens."""
+    return {
+        "model": model,
+        "prompt": generation.prompt,
+        "negative_prompt": generation.negative_prompt,
+        "seed": candidate.seed,
+        "index": candidate.index,
+        "score": candidate.score,
+        "settings": generation.settings,
+        "tokens": candidate.tokens.tolist(),
+    }
+
+
+def file_name(prompt: str, seed: int, index: int) -> str:
+    """"a red fox", 7, 3 -> "a-red-fox_seed7_3.png"; other characters than letters and digits become dashes."""
+    words = re.sub(r"[^\w]+", "-", prompt.lower()).strip("-_")[:60]
+    words = words.encode()[:180].decode(errors="ignore").strip("-") or "picture"  # file systems allow 255 bytes
+    return f"{words}_seed{seed}_{index}.png"
+
+
+def png(image: Image.Image, recipe: dict) -> bytes:
+    """The picture as a PNG file with its recipe in the text chunk "dalle" (JSON)."""
+    info = PngImagePlugin.PngInfo()
+    info.add_text("dalle", json.dumps(recipe), zip=False)
+    file = io.BytesIO()
+    image.save(file, "PNG", pnginfo=info)
+    return file.getvalue()
+
+
+def save_png(image: Image.Image, recipe: dict, folder: Path) -> Path:
+    """Writes the picture with its recipe into the folder, under its `file_name`; another picture that has this name
+    already stays, and the new one gets a number."""
+    first = path = folder / file_name(recipe["prompt"], recipe["seed"], recipe["index"])
+    content, number = png(image, recipe), 1
+    while path.exists() and path.read_bytes() != content:
+        number += 1
+        path = first.with_stem(f"{first.stem}-{number}")
+    path.write_bytes(content)
+    return path

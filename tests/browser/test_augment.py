@@ -1,0 +1,102 @@
+"""The Augment tab in a real Chromium, on a tiny pipeline."""
+
+import json
+import zipfile
+
+import pytest
+from playwright.sync_api import expect
+
+from tests.browser.test_page import browser, gate, page, served  # noqa: F401  (fixtures)
+
+
+def open_tab(page):
+    expect(page.locator("#tabs .tab-wrapper")).to_contain_text("Augment")
+    tab_ = page.get_by_role("tab", name="Augment", exact=True)
+    if tab_.count():
+        tab_.click()
+    else:  # a phone has no room for every tab
+        page.get_by_label("More tabs").click()
+        page.locator(".overflow-dropdown").get_by_text("Augment", exact=True).click()
+
+
+def fill(page, prompts, count, seed="7", threshold=""):
+    open_tab(page)
+    page.locator("#augment-prompts textarea").fill(prompts)
+    page.locator("#augment-count input[type=number]").fill(str(count))
+    page.locator("#augment-seed input, #augment-seed textarea").first.fill(seed)
+    page.locator("#augment-threshold input, #augment-threshold textarea").first.fill(threshold)
+
+
+def unpacked(page) -> tuple[list[dict], list[str]]:
+    """(lines of the metadata, names of the files) of the zip that the page hands out."""
+    with page.expect_download() as download:
+        page.locator("#augment-download").click()
+    assert download.value.suggested_filename == "augmented_seed7.zip"
+    with zipfile.ZipFile(download.value.path()) as zip_:
+        assert zip_.testzip() is None
+        return [json.loads(line) for line in zip_.read("metadata.jsonl").splitlines()], zip_.namelist()
+
+
+def test_prompts_and_a_table_become_a_zip(page, gate, tmp_path):  # noqa: F811
+    (tmp_path / "more.csv").write_text("prompt,count\n<b>a fox</b>,3\n")
+    fill(page, "a red fox\ntwo apples", 2)
+    page.locator("#augment-file input[type=file]").set_input_files(tmp_path / "more.csv")
+    expect(page.locator("#augment-file")).to_contain_text("more")
+    page.locator("#augment").click()
+    expect(page.locator("#augment-status")).to_contain_text("7 kept, 0 rejected, seed 7", timeout=30_000)
+    expect(page.locator("#augmented .thumbnail-item")).to_have_count(7)
+    expect(page.locator("#augmented .caption-label").first).to_contain_text("<b>a fox</b>")
+    metadata, names = unpacked(page)
+    assert [line["text"] for line in metadata] == ["a red fox"] * 2 + ["two apples"] * 2 + ["<b>a fox</b>"] * 3
+    assert {line["file_name"] for line in metadata} | {"metadata.jsonl", "README.md"} == set(names)
+
+
+def test_stop_half_way_still_gives_the_zip_of_what_was_drawn(page, gate):  # noqa: F811
+    fill(page, "a red fox", 40)
+    gate.open.clear()
+    page.locator("#augment").click()
+    expect(page.locator("#augment-status")).to_contain_text("Drawing", timeout=30_000)
+    page.wait_for_timeout(500)
+    gate.open.set()
+    expect(page.locator("#augmented .thumbnail-item").first).to_be_visible(timeout=30_000)  # the first sixteen
+    gate.open.clear()
+    page.wait_for_timeout(500)
+    if "40 pictures drawn" in page.locator("#augment-status").inner_text():
+        pytest.fail("the run was over before it could be stopped")
+    gate.closed.clear()
+    page.locator("#augment-stop").click()
+    expect(page.locator("#augment-status")).to_contain_text("Stopped", timeout=30_000)
+    for _ in range(100):
+        page.wait_for_timeout(100)
+        if gate.closed.is_set():
+            break
+    assert gate.closed.is_set(), "the sampling went on after Stop"
+    metadata, names = unpacked(page)
+    assert len(metadata) in (16, 32) and len(names) == len(metadata) + 2
+    gate.open.set()
+    fill(page, "two apples", 2)  # the page goes on, and forgets the run before
+    page.locator("#augment").click()
+    expect(page.locator("#augment-status")).to_contain_text("2 kept, 0 rejected, seed 7", timeout=30_000)
+    assert [line["text"] for line in unpacked(page)[0]] == ["two apples"] * 2
+
+
+def test_too_much_names_the_command_and_what_was_drawn_stays(page, gate):  # noqa: F811
+    fill(page, "a red fox", 2)
+    page.locator("#augment").click()
+    expect(page.locator("#augment-status")).to_contain_text("2 kept, 0 rejected", timeout=30_000)
+    fill(page, "a red fox\n" * 201, 2)
+    page.locator("#augment").click()
+    expect(page.get_by_text("python -m dalle_core augment")).to_be_visible(timeout=10_000)
+    expect(page.locator("#augmented .thumbnail-item")).to_have_count(2)
+    assert len(unpacked(page)[0]) == 2
+
+
+@pytest.mark.parametrize("page", [{"width": 390, "height": 844}], indirect=True)
+def test_a_phone_does_not_scroll_sideways(page, gate):  # noqa: F811
+    fill(page, "a red fox\n" + "a" * 300 + " fox", 6)
+    page.locator("#augment").click()
+    expect(page.locator("#augment-status")).to_contain_text("12 kept, 0 rejected", timeout=30_000)
+    expect(page.locator("#augmented .thumbnail-item")).to_have_count(12)
+    assert page.evaluate("document.documentElement.scrollWidth") == 390
+    box = page.locator("#augmented .thumbnail-item").first.bounding_box()
+    assert 60 <= box["width"] <= 95  # four a row
