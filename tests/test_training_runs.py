@@ -35,7 +35,7 @@ def folder(tmp_path_factory):
 
 def small_vq():
     torch.manual_seed(0)
-    return tokenizer_training.new_image_tokenizer(codebook_size=16, channels=(16, 16, 16))
+    return tokenizer_training.new_image_tokenizer(codebook_size=16, channels=(16, 16))
 
 
 def test_image_tokenizer_steps_lower_the_loss_and_use_the_codebook():
@@ -96,7 +96,7 @@ COMMON = {"seed": 3, "device": "cpu", "dtype": "float32", "image_size": 24}
 
 def test_image_tokenizer_resumes_bit_for_bit(monkeypatch, tmp_path, folder):
     new = tokenizer_training.new_image_tokenizer
-    monkeypatch.setattr(tokenizer_training, "new_image_tokenizer", lambda size: new(size, channels=(16, 16, 16)))
+    monkeypatch.setattr(tokenizer_training, "new_image_tokenizer", lambda size: new(size, channels=(16, 16)))
     monkeypatch.setattr(tokenizer_training, "WARMUP_STEPS", 2)
     arguments = COMMON | dict(data=folder, images=32, batch_size=4, codebook_size=16, gan_from=0.5, look_every=100)
     assert_resumes_bit_for_bit(
