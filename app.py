@@ -5,6 +5,8 @@ import os
 import socket
 import sys
 
+PUBLIC_CANDIDATES = 16
+
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
@@ -23,6 +25,10 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--dtype", choices=["float32", "bfloat16", "float16", "int8"],
         help="int8 is for CPUs: faster, a little less exact (default: float32 on a CPU, bfloat16 on a GPU)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--public", action=argparse.BooleanOptionalAction, default="SPACE_ID" in os.environ,
+        help=f"for strangers: at most {PUBLIC_CANDIDATES} candidates at once, no change of model (default: on a Space only)",
     )  # fmt: skip
     parser.add_argument("--share", action="store_true", help="also a public link, through Gradio's servers, for 72 hours")
     parser.add_argument(
@@ -58,10 +64,13 @@ def main() -> None:
 
     def load(source, tell=None):
         clip = args.clip if source == args.model else None
-        return dalle_core.load(source, args.device, args.dtype and getattr(torch, args.dtype), clip, tell)
+        pipe = dalle_core.load(source, args.device, args.dtype and getattr(torch, args.dtype), clip, tell)
+        if args.public:
+            pipe.max_candidates = PUBLIC_CANDIDATES
+        return pipe
 
     try:
-        models = Models(load(args.model), args.model, load)
+        models = Models(load(args.model), args.model, None if args.public else load)
     except dalle_core.ModelError as error:
         fail(str(error))
     create_demo(models).launch(
@@ -70,7 +79,7 @@ def main() -> None:
         share=args.share,
         inbrowser=args.browser,
         auth=(user, password) if user else None,
-        **launch_options(),
+        **launch_options(args.public),
     )
 
 

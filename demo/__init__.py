@@ -1,12 +1,13 @@
 """The page: `create_demo(pipe)` builds it, `launch_options()` says how it is served. Importing starts nothing."""
 
+import importlib.util
 import os
 
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read at gradio's import: no look-ups at start-up
 
 import gradio as gr  # noqa: E402
 
-from demo import augment, complete, create, recognise, tokens  # noqa: E402
+from demo import about, augment, complete, create, recognise, tokens  # noqa: E402
 from demo.look import CSS, HEAD, JS, header, theme  # noqa: E402
 from demo.models import Models  # noqa: E402
 
@@ -27,15 +28,20 @@ def create_demo(models: Models, together: int = 4) -> gr.Blocks:
                 recognise.build(models)
             with gr.Tab("Augment", id="augment"):
                 augment.build(models, together)
+            with gr.Tab("Model", id="model") as model:
+                about.build(models, model)
         to_complete.click(
             lambda path, text: (path, text, gr.Tabs(selected="complete")), [chosen, prompt], [picture, words, tabs],
             api_visibility="private", show_progress="hidden",
         ).then(**opening)  # fmt: skip
-    return demo.queue(max_size=16, default_concurrency_limit=1)
+    return demo.queue(max_size=16, default_concurrency_limit=1, api_open=False)
 
 
-def launch_options() -> dict:
-    """Arguments of `launch` that make the page look and behave as designed, and safe to put on a public host."""
+def launch_options(public: bool = False) -> dict:
+    """Arguments of `launch` that make the page look and behave as designed, and safe to put on a public host.
+
+    With `gradio[mcp]` installed, the public endpoints are tools of an MCP server as well.
+    """
     return {
         "theme": theme(),
         "css": CSS,
@@ -48,4 +54,7 @@ def launch_options() -> dict:
         "run_history": False,
         "strict_cors": True,
         "footer_links": ["api"],
+        "state_session_capacity": 200 if public else 10_000,
+        "pwa": True,
+        "mcp_server": importlib.util.find_spec("mcp") is not None,
     }

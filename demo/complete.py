@@ -128,10 +128,20 @@ def build(models: Models, together: int):
                     shown = gr.update(value=[(item["path"], run.label(item)) for item in update.items], visible=True)
                 yield shown, update.line + update.cut
 
+    def complete_picture(picture, rows, prompt, count, seed):
+        """Keeps the rows of tokens at the top of a picture and draws the rest for a prompt: candidates, best first."""
+        grid, mask, _ = take(picture, rows)
+        yield from complete(grid, mask, prompt, count, seed)
+
     event = gr.on(
-        [go.click, prompt.submit], complete, [tokens, keep, prompt, count, seed], [gallery, progress], api_visibility="private",
-        show_progress="minimal", show_progress_on=progress, concurrency_id="sampling", concurrency_limit=together,
+        [go.click, prompt.submit], complete, [tokens, keep, prompt, count, seed], [gallery, progress],
+        api_name="complete_cells", api_visibility="private", show_progress="minimal", show_progress_on=progress, concurrency_id="sampling", concurrency_limit=together,
         trigger_mode="once",
+    )  # fmt: skip
+    # For programs, which hold no state: the same from a picture.
+    gr.Button(visible=False).click(
+        complete_picture, [upload, rows, prompt, count, seed], [gallery, progress], api_name="complete",
+        concurrency_id="sampling", concurrency_limit=together,
     )  # fmt: skip
     event.then(run.stopped, progress, progress, queue=False, show_progress="hidden", api_visibility="private")
     stop.click(None, cancels=[event], queue=False, api_visibility="private")

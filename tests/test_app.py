@@ -21,7 +21,7 @@ def run(*arguments, **environment):
 
 def test_help_explains_every_argument_without_loading_torch():
     out = run("--help", PYTHONPROFILEIMPORTTIME="1")
-    for name in ("--model", "--host", "--port", "--device", "--dtype", "--share", "DALLE_USER", "DALLE_PASSWORD"):
+    for name in ("--model", "--host", "--port", "--device", "--dtype", "--share", "--public", "DALLE_USER", "DALLE_PASSWORD"):
         assert name in out.stdout
     assert out.returncode == 0 and " torch" not in out.stderr
 

@@ -227,6 +227,8 @@ def train(args: argparse.Namespace) -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     dataset = open_dataset(args.data, args.image_size, seed=args.seed)
     model = new_image_tokenizer(args.codebook_size).to(args.device, memory_format=torch.channels_last)
+    if args.image_size % image_tokenizer.downsampling(model):
+        raise SystemExit(f"--image-size {args.image_size}: take a multiple of {image_tokenizer.downsampling(model)}.")
     steps = args.images // args.batch_size
     trainer = Trainer(model, steps, int(args.gan_from * steps), WARMUP_STEPS, dtype=getattr(torch, args.dtype))
     state = RunState(args.out, **trainer.objects())

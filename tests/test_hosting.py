@@ -1,0 +1,122 @@
+"""What a public host gets: a Space's files, a page with bounds."""
+
+import json
+
+import huggingface_hub
+import pytest
+import yaml
+from gradio_client import Client, handle_file
+from gradio_client.exceptions import AppError
+from PIL import Image
+
+from demo import Models, about, create_demo, launch_options, space
+
+
+class Hub:
+    """Stands for HfApi; remembers."""
+
+    def __init__(self):
+        self.calls = []
+
+    def create_repo(self, repo, **arguments):
+        self.calls.append(("create_repo", repo, arguments))
+        return huggingface_hub.RepoUrl(f"https://huggingface.co/spaces/{repo}")
+
+    def create_commit(self, repo, operations, **arguments):
+        self.calls.append(("create_commit", repo, [operation.path_in_repo for operation in operations]))
+
+
+def test_a_space_gets_the_page_the_core_and_the_model_and_nothing_else():
+    hub = Hub()
+    assert space.push(hub, "someone/icons").endswith("someone/icons")
+    (_, _, made), (_, repo, paths) = hub.calls
+    assert made["repo_type"] == "space" and made["space_sdk"] == "gradio" and repo == "someone/icons"
+    assert {"app.py", "requirements.txt", "README.md", "demo/__init__.py", "dalle_core/checkpoints/vqgan.py"} <= set(paths)
+    assert {"assets/emoji/model_index.json", "demo/dice.svg"} <= set(paths)
+    folders = {path.split("/")[0] for path in paths if "/" in path}
+    assert folders == {"demo", "dalle_core", "assets"} and not any("pycache" in path or "screenshots" in path for path in paths)
+
+
+def test_a_space_s_front_matter_is_complete():
+    front = yaml.safe_load(space.README.split("---")[1])
+    assert front["sdk"] == "gradio" and front["app_file"] == "app.py" and front["python_version"] == "3.12"
+    assert len(front["short_description"]) <= 60
+
+
+@pytest.mark.parametrize("error, said", [
+    (huggingface_hub.errors.LocalTokenNotFoundError("x"), "hf auth login"),
+    (huggingface_hub.errors.HFValidationError("Repo id must use alphanumeric chars\nmore"), "alphanumeric"),
+])  # fmt: skip
+def test_what_goes_wrong_is_one_line(monkeypatch, capsys, error, said):
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr(space, "push", fail)
+    monkeypatch.setattr("sys.argv", ["space", "a/b"])
+    with pytest.raises(SystemExit):
+        space.main()
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1 and said in lines[0]
+
+
+def test_a_page_offers_no_more_than_its_model_allows(own_pipeline):
+    own_pipeline.max_candidates = 16
+    demo = create_demo(Models(own_pipeline, "tiny"))
+    sliders = {block.elem_id: block for block in demo.blocks.values() if getattr(block, "elem_id", None)}
+    assert sliders["candidates"].maximum == 16
+    assert launch_options(public=True)["state_session_capacity"] < launch_options()["state_session_capacity"]
+
+
+def test_the_card_comes_without_its_front_matter(tmp_path):
+    assert about.card(str(tmp_path)) == ""
+    (tmp_path / "README.md").write_text("---\nlicense: mit\n---\n\n# A model\n")
+    assert about.card(str(tmp_path)).strip() == "# A model"
+    assert "kept out" in about.card("emoji").lower()
+
+
+def test_the_table_of_parts_counts_what_is_saved(tiny_pipeline):
+    table = about.sizes(tiny_pipeline)
+    assert "VQModel" in table and "GPTPrior" in table and "CLIPModel" in table
+
+
+@pytest.fixture(scope="module")
+def client(tiny_pipeline, tmp_path_factory):
+    patch = pytest.MonkeyPatch()
+    patch.setenv("GRADIO_TEMP_DIR", str(tmp_path_factory.mktemp("gradio")))
+    demo = create_demo(Models(tiny_pipeline, "tiny"))
+    _, url, _ = demo.launch(prevent_thread_lock=True, quiet=True, **launch_options())
+    yield Client(url, verbose=False, download_files=str(tmp_path_factory.mktemp("downloads")))
+    demo.close()
+    patch.undo()
+
+
+def test_the_endpoints_have_plain_names(client):
+    named = client.view_api(return_format="dict", print_info=False)["named_endpoints"]
+    assert {"/generate", "/complete", "/reconstruct", "/recognise", "/augment"} <= set(named)
+    assert all(name[1:].isalpha() for name in named)
+
+
+def test_complete_keeps_the_rows_at_the_top(client, tiny_pipeline, tmp_path):
+    picture = tiny_pipeline("a red fox", num_candidates=1, seed=1).candidates[0].image
+    picture.save(tmp_path / "fox.png")
+    gallery, line = client.predict(
+        handle_file(tmp_path / "fox.png"), rows=2, prompt="two apples", count=3, seed="5", api_name="/complete"
+    )
+    kept = tiny_pipeline.encode(picture)[:2]
+    assert len(gallery["value"]) == 3 and "seed 5" in line
+    for item in gallery["value"]:
+        recipe = json.loads(Image.open(item["image"]).text["dalle"])
+        assert recipe["tokens"][:2] == kept.tolist()
+
+
+def test_recognise_ranks_the_labels(client, tiny_pipeline, tmp_path):
+    tiny_pipeline("a red fox", num_candidates=1, seed=1).candidates[0].image.save(tmp_path / "fox.png")
+    table = client.predict(handle_file(tmp_path / "fox.png"), labels="a fox\ntwo apples", api_name="/recognise")
+    assert "a fox" in table and "two apples" in table
+
+
+def test_a_bad_picture_is_a_sentence(client, tmp_path):
+    (tmp_path / "no.png").write_text("this is text")
+    for name, arguments in (("/complete", dict(rows=2, prompt="a", count=1, seed="")), ("/recognise", dict(labels="a"))):
+        with pytest.raises(AppError, match="not a picture"):
+            client.predict(handle_file(tmp_path / "no.png"), api_name=name, **arguments)
