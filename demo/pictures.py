@@ -41,27 +41,30 @@ def file_name(prompt: str, seed: int, index: int) -> str:
     return f"{words}_seed{seed}_{index}.png"
 
 
-def save_png(image: Image.Image, recipe: dict, folder: Path) -> Path:
-    """Writes the picture with its recipe in the PNG text chunk "dalle" (JSON)."""
+def save_png(image: Image.Image, recipe: dict, folder: Path, save_recipe: bool = True) -> Path:
+    """Writes the picture, with its recipe in the PNG text chunk "dalle" (JSON) if that is wanted."""
     info = PngImagePlugin.PngInfo()
-    info.add_text("dalle", json.dumps(recipe), zip=False)
+    if save_recipe:
+        info.add_text("dalle", json.dumps(recipe), zip=False)
     path = folder / file_name(recipe["prompt"], recipe["seed"], recipe["index"])
     image.save(path, pnginfo=info)
     return path
 
 
-def save_all(generation, model: str, cache: str) -> tuple[list[Path], Path]:
-    """Every candidate as PNG, and a zip of them with `recipes.json`, in a new folder below `cache`."""
+def save_all(generation, model: str, cache: str, save_recipe: bool = True) -> tuple[list[Path], Path]:
+    """Every candidate as PNG, and a zip of them, in a new folder below `cache`; the recipes in the PNGs and in the zip's
+    `recipes.json`, if that is wanted."""
     Path(cache).mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(dir=cache))
     recipes = [recipe(generation, candidate, model) for candidate in generation.candidates]
     paths = [
-        save_png(enlarge(candidate.image), recipe_, folder)
+        save_png(enlarge(candidate.image), recipe_, folder, save_recipe)
         for candidate, recipe_ in zip(generation.candidates, recipes)
     ]
     archive = folder / file_name(generation.prompt, generation.seed, len(paths)).replace(".png", ".zip")
     with zipfile.ZipFile(archive, "w", zipfile.ZIP_STORED) as zip_:  # PNGs are compressed already
         for path in paths:
             zip_.write(path, path.name)
-        zip_.writestr("recipes.json", json.dumps(recipes, ensure_ascii=False, indent=1))
+        if save_recipe:
+            zip_.writestr("recipes.json", json.dumps(recipes, ensure_ascii=False, indent=1))
     return paths, archive
