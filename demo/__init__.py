@@ -6,7 +6,7 @@ os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read at gradio's i
 
 import gradio as gr  # noqa: E402
 
-from demo import complete, create, history, recognise, tokens  # noqa: E402
+from demo import complete, create, history, recognise, tokens, vote  # noqa: E402
 from demo.look import CSS, HEAD, JS, header, theme  # noqa: E402
 from demo.models import Models  # noqa: E402
 
@@ -38,7 +38,7 @@ def launch_options() -> dict:
         "theme": theme(),
         "css": CSS,
         "js": JS,
-        "head": HEAD + history.HEAD,
+        "head": HEAD + history.HEAD + vote.HEAD,
         "show_error": False,
         "max_file_size": "5mb",
         "allowed_paths": [],

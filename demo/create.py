@@ -11,7 +11,7 @@ import gradio as gr
 import torch
 
 from dalle_core import InputError, ModelError
-from demo import history, pool, run
+from demo import history, pool, run, vote
 from demo.models import Models
 from demo.models import facts as model_facts
 from demo.models import labelled
@@ -128,6 +128,7 @@ def build(models: Models, demo: gr.Blocks, together: int) -> None:
                 more = gr.Button("More", elem_id="more")
                 copy_link = gr.Button("Copy link", elem_id="copy-link")
             gr.HTML('<div id="copied" role="status"></div>')
+    vote.build(kept)
     with gr.Row(elem_id="open-row"):
         saved = gr.UploadButton("Open a picture that was saved here", file_types=[".png"], elem_id="open-saved", size="sm")
     gr.HTML('<details id="history"><summary>History (<span id="history-count">0</span>)</summary><div id="history-body"></div></details>')
@@ -144,7 +145,7 @@ def build(models: Models, demo: gr.Blocks, together: int) -> None:
     shown = {
         "gallery": gallery, "kept": kept, "seed": seed, "progress": progress, "notice": notice, "empty": empty, "detail": detail,
         "chosen": chosen, "table": table, "download": download, "download_all": download_all, "stop": stop, "drawn": drawn,
-        "path": path, "entry": entry,
+        "path": path, "entry": entry, "rejected": rejected,
     }  # fmt: skip
 
     def update(**changes):
@@ -158,7 +159,8 @@ def build(models: Models, demo: gr.Blocks, together: int) -> None:
         return update(
             gallery=gr.update(value=gallery_items(items, order, best), visible=True, elem_classes=ranks), kept=items,
             empty=gr.update(visible=False), detail=gr.update(visible=True), chosen=first["path"], path=first["path"],
-            table=facts(first, items), download=first["path"], download_all=str(archive), **more,
+            table=facts(first, items), download=first["path"], download_all=str(archive),
+            rejected=False, **more,
         )  # fmt: skip
 
     def draw(prompt, negative, candidates, seed, keep_seed, temperature, top_k, top_p, guidance, every, order, drawn, model,
@@ -254,13 +256,13 @@ def build(models: Models, demo: gr.Blocks, together: int) -> None:
         line = said(f"{total} candidates from the history")
         yield grid(items, order, ALL, pool.archive(items, gallery.GRADIO_CACHE), progress=line, notice="",
                    seed=str(items[0]["seed"]), drawn="", stop=gr.update(interactive=False)) + [
-            request["prompt"], request["negative_prompt"], *(request["settings"][name] for name in SETTINGS), ALL, False,
+            request["prompt"], request["negative_prompt"], *(request["settings"][name] for name in SETTINGS), ALL,
         ]  # fmt: skip
 
     def finish(progress):
         return run.stopped(progress), gr.update(interactive=False)
 
-    restored = [prompt, negative, candidates, temperature, top_k, top_p, guidance, best, rejected]
+    restored = [prompt, negative, candidates, temperature, top_k, top_p, guidance, best]
     outputs = list(shown.values())
     drawing = dict(
         fn=draw, inputs=inputs, outputs=outputs, show_progress="minimal", show_progress_on=progress,
@@ -365,7 +367,7 @@ def build(models: Models, demo: gr.Blocks, together: int) -> None:
         return gr.update(value=gallery_items(items, order, best, rejected), elem_classes=ranks)
 
     gr.on(
-        [order.change, best.change, rejected.change, kept.change], reorder, [kept, order, best, rejected], gallery, queue=False,
+        [order.change, best.change, rejected.change], reorder, [kept, order, best, rejected], gallery, queue=False,
         show_progress="hidden", trigger_mode="always_last", api_visibility="private",
     )  # fmt: skip
 
