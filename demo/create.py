@@ -106,7 +106,7 @@ def build(models: Models, demo: gr.Blocks, together: int) -> None:
                     [RANKED, SAMPLED], value=RANKED, show_label=False, label="Order", elem_id="order", container=False, scale=3
                 )
                 best = gr.Radio(BEST, value=ALL, label="Show the best", elem_id="best", scale=2)
-                rejected = gr.Checkbox(False, label="The rejected instead", elem_id="rejected", scale=1, min_width=120)
+                rejected = gr.Checkbox(False, label="The rejected", elem_id="rejected", scale=1, min_width=120)
             empty = gr.HTML(EMPTY)
             gallery = gr.Gallery(
                 columns=4, format="png", object_fit="contain", allow_preview=False, show_label=False, height="auto",
@@ -131,7 +131,7 @@ def build(models: Models, demo: gr.Blocks, together: int) -> None:
     vote.build(kept)
     with gr.Row(elem_id="open-row"):
         saved = gr.UploadButton("Open a picture that was saved here", file_types=[".png"], elem_id="open-saved", size="sm")
-    gr.HTML('<details id="history"><summary>History (<span id="history-count">0</span>)</summary><div id="history-body"></div></details>')
+    gr.HTML(history.FOLD)
     # What the page's script and the server hand each other.
     entry = gr.Textbox(elem_id="entry", elem_classes="offstage", show_label=False)
     loaded = gr.Textbox(pipe.name, elem_id="loaded", elem_classes="offstage", show_label=False)
@@ -143,8 +143,8 @@ def build(models: Models, demo: gr.Blocks, together: int) -> None:
     inputs = [prompt, negative, candidates, seed, keep_seed, temperature, top_k, top_p, guidance, every, order, drawn, model,
               best, save_recipe]  # fmt: skip
     shown = {
-        "gallery": gallery, "kept": kept, "seed": seed, "progress": progress, "notice": notice, "empty": empty, "detail": detail,
-        "chosen": chosen, "table": table, "download": download, "download_all": download_all, "stop": stop, "drawn": drawn,
+        "gallery": gallery, "kept": kept, "seed": seed, "progress": progress, "notice": notice, "empty": empty,
+        "detail": detail, "chosen": chosen, "table": table, "download": download, "download_all": download_all, "stop": stop, "drawn": drawn,
         "path": path, "entry": entry, "rejected": rejected,
     }  # fmt: skip
 
@@ -202,8 +202,8 @@ def build(models: Models, demo: gr.Blocks, together: int) -> None:
         yield grid(items, order, best, archive, notice=step.cut, progress=step.line, entry=history.to_entry(items),
                    stop=gr.update(interactive=False))  # fmt: skip
 
-    def draw_like(prompt, negative, candidates, seed, keep_seed, temperature, top_k, top_p, guidance, every, order, drawn, model,
-                  best, save_recipe, items, path):  # fmt: skip
+    def draw_like(prompt, negative, candidates, seed, keep_seed, temperature, top_k, top_p, guidance, every, order, drawn,
+                  model, best, save_recipe, items, path):  # fmt: skip
         """Variations: half of the chosen picture's tokens are kept."""
         try:
             like = next(item for item in items if item["path"] == path)
@@ -228,7 +228,8 @@ def build(models: Models, demo: gr.Blocks, together: int) -> None:
         request = items[0]["request"]
         count = request["settings"]["num_candidates"]
         if request["model"] != models.pipe.name:
-            raise gr.Error(f"These were drawn by the model {request['model']!r}; choose that model first.", print_exception=False)
+            name = request["model"]
+            raise gr.Error(f"These were drawn by the model {name!r}; choose that model first.", print_exception=False)
         if request["varied"]:
             raise gr.Error("For more variations, choose a picture and press Variations.", print_exception=False)
         if len(items) + count > pool.MAX_POOL:

@@ -25,6 +25,10 @@ MAX_ENTRY = 2_000_000  # characters of JSON
 FOLDER = Path(__file__).parent
 HEAD = f"<style>{(FOLDER / 'history.css').read_text()}</style><script>{(FOLDER / 'history.js').read_text()}</script>"
 
+FOLD = (
+    '<details id="history"><summary>History (<span id="history-count">0</span>)</summary><div id="history-body"></div></details>'
+)
+
 
 def pack(tokens: list[list[int]]) -> str:
     """Tokens [grid, grid] -> base64 of little-endian uint16."""

@@ -1,7 +1,6 @@
 """The pool: all finished candidates of one prompt, ranked together, and how they are listed and plotted."""
 
 import html
-import math
 import secrets
 import tempfile
 import zipfile
@@ -18,7 +17,11 @@ MAX_POOL = 256  # candidates; "More" stops there
 
 def ranked(items: list[dict]) -> list[dict]:
     """The candidates best first, with their ranks and one pool id; without scores in the order of sampling."""
-    order = sorted(items, key=lambda item: (-math.inf if item["score"] is None else -item["score"], int(item["seed"]), item["index"]))
+
+    def key(item):
+        return (0 if item["score"] is None else -item["score"], item["seed"], item["index"])
+
+    order = sorted(items, key=key)
     several = len({item["seed"] for item in items}) > 1
     name = items[0].get("pool") or secrets.token_hex(8)
     return [item | {"rank": rank, "pool": name, "several": several} for rank, item in enumerate(order, 1)]
@@ -36,7 +39,7 @@ def in_order(items: list[dict], order: str, best: str, rejected: bool = False) -
     """The `best` candidates by rank, or with `rejected` the others, in the order that is asked for."""
     count = int(best) if best in BEST[:-1] else len(items)
     shown = [item for item in items if (item["rank"] > count) == bool(rejected)]
-    return shown if order == RANKED else sorted(shown, key=lambda item: (int(item["seed"]), item["index"]))
+    return shown if order == RANKED else sorted(shown, key=lambda item: (item["seed"], item["index"]))
 
 
 def gallery_items(items: list[dict], order: str, best: str = ALL, rejected: bool = False) -> list[tuple[str, str]]:

@@ -33,8 +33,8 @@ def build(kept: gr.State) -> None:
         with gr.Row():
             pictures = [
                 gr.Image(
-                    show_label=False, label=f"Candidate {name}", elem_id=f"vote-{name.lower()}", format="png", interactive=False,
-                    buttons=[], height=240, min_width=120,
+                    show_label=False, label=f"Candidate {name}", elem_id=f"vote-{name.lower()}", format="png",
+                    interactive=False, buttons=[], height=240, min_width=120,
                 )
                 for name in "AB"
             ]  # fmt: skip

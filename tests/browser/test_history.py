@@ -72,7 +72,7 @@ def test_several_prompts_and_more(page, gate):
     assert sorted(len(entry["candidates"]) for entry in entries(page)) == [4, 8]
     page.locator("#best").get_by_label("4", exact=True).check()
     expect(page.locator("#gallery .caption-label")).to_have_count(4)
-    page.get_by_label("The rejected instead").check()
+    page.get_by_label("The rejected").check()
     expect(page.locator("#gallery .caption-label").first).to_contain_text("#5")
 
 
