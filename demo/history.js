@@ -34,20 +34,25 @@ window.dalleHistory = (() => {
 
   // Writes an entry; the oldest ones that are no favourites make room. Returns whether it is kept.
   const write = (entry) => {
-    const old = entries().filter((other) => !other.favourite && other.id !== entry.id);
-    let gone = 0;
-    const others = entries().filter((other) => other.id !== entry.id).length;
-    for (let left = others; left >= MOST && old.length; left--, gone++) localStorage.removeItem(PREFIX + old.pop().id);
+    const others = entries().filter((other) => other.id !== entry.id), old = others.filter((other) => !other.favourite);
+    const gone = [];  // [key, text] of those that made room; put back when it was in vain
+    const makeRoom = () => {
+      const key = PREFIX + old.pop().id;
+      gone.push([key, localStorage.getItem(key)]);
+      localStorage.removeItem(key);
+    };
+    while (others.length - gone.length >= MOST && old.length) makeRoom();
     for (;;) {
       try {
         localStorage.setItem(PREFIX + entry.id, JSON.stringify(entry));
-        if (gone) say(`The history was full: the ${gone} oldest made room. Export it, or mark favourites, to keep them.`);
+        if (gone.length) say(`The history was full: the ${gone.length} oldest made room. Export it, or mark favourites, to keep them.`);
         return true;
       } catch (error) {
         if (!isFull(error)) { say("This browser does not let the page keep a history: download what you want to keep."); return false; }
-        if (!old.length) { say("The history is full of favourites, so this was not kept: export and delete some."); return false; }
-        localStorage.removeItem(PREFIX + old.pop().id);
-        gone++;
+        if (old.length) { makeRoom(); continue; }
+        for (const [key, text] of gone.reverse()) try { localStorage.setItem(key, text); } catch { }
+        say("The history is full, so this was not kept: export it, and delete some entries or favourites.");
+        return false;
       }
     }
   };

@@ -114,13 +114,15 @@ def test_a_dropped_picture_restores_all_of_it(page, gate, browser, served, tmp_p
 
 
 def test_a_full_storage_lets_the_oldest_go_and_says_so(page, gate):
-    generate(page, gate)
-    expect(page.locator("#history-count")).to_have_text("1")
+    for count in ("1", "2"):
+        generate(page, gate)
+        expect(page.locator("#history-count")).to_have_text(count)
     page.evaluate("""() => { for (let size = 4e6; size >= 1; size = Math.floor(size / 2)) {
       try { for (let i = 0; ; i++) localStorage.setItem(`filler${size}.${i}`, "x".repeat(size)); } catch { } } }""")
     generate(page, gate, "two apples")
     expect(page.locator("#history-said")).to_contain_text("made room")
-    assert [entry["prompt"] for entry in entries(page)] == ["two apples"]
+    kept = [entry["prompt"] for entry in entries(page)]
+    assert "two apples" in kept and len(kept) < 3
 
 
 def test_a_forged_import_is_refused(page):
