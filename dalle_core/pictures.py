@@ -40,20 +40,21 @@ def file_name(prompt: str, seed: int, index: int) -> str:
     return f"{words}_seed{seed}_{index}.png"
 
 
-def png(image: Image.Image, recipe: dict) -> bytes:
-    """The picture as a PNG file with its recipe in the text chunk "dalle" (JSON)."""
+def png(image: Image.Image, recipe: dict | None) -> bytes:
+    """The picture as a PNG file with its recipe, if there is one, in the text chunk "dalle" (JSON)."""
     info = PngImagePlugin.PngInfo()
-    info.add_text("dalle", json.dumps(recipe), zip=False)
+    if recipe:
+        info.add_text("dalle", json.dumps(recipe), zip=False)
     file = io.BytesIO()
     image.save(file, "PNG", pnginfo=info)
     return file.getvalue()
 
 
-def save_png(image: Image.Image, recipe: dict, folder: Path) -> Path:
-    """Writes the picture with its recipe into the folder, under its `file_name`; another picture that has this name
+def save_png(image: Image.Image, recipe: dict, folder: Path, save_recipe: bool = True) -> Path:
+    """Writes the picture, with its recipe if that is wanted, into the folder under its `file_name`; another picture that has this name
     already stays, and the new one gets a number."""
     first = path = folder / file_name(recipe["prompt"], recipe["seed"], recipe["index"])
-    content, number = png(image, recipe), 1
+    content, number = png(image, recipe if save_recipe else None), 1
     while path.exists() and path.read_bytes() != content:
         number += 1
         path = first.with_stem(f"{first.stem}-{number}")

@@ -7,7 +7,7 @@ os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read at gradio's i
 
 import gradio as gr  # noqa: E402
 
-from demo import about, augment, complete, create, recognise, tokens  # noqa: E402
+from demo import about, augment, complete, create, history, recognise, tokens, vote  # noqa: E402
 from demo.look import CSS, HEAD, JS, header, theme  # noqa: E402
 from demo.models import Models  # noqa: E402
 
@@ -46,7 +46,7 @@ def launch_options(public: bool = False) -> dict:
         "theme": theme(),
         "css": CSS,
         "js": JS,
-        "head": HEAD,
+        "head": HEAD + history.HEAD + vote.HEAD,
         "show_error": False,
         "max_file_size": "5mb",
         "allowed_paths": [],

@@ -1,6 +1,6 @@
 """The Create tab: a prompt, a grid of candidates drawn before one's eyes, ranked by CLIP."""
 
-import html
+import json
 import logging
 import secrets
 import tempfile
@@ -11,36 +11,21 @@ import gradio as gr
 import torch
 
 from dalle_core import InputError, ModelError
-from demo import run
+from demo import history, pool, run, vote
 from demo.models import Models
 from demo.models import facts as model_facts
 from demo.models import labelled
+from demo.permalink import NAMES, read_query
 from demo.pictures import enlarge, save_png
-from demo.run import MAX_PROMPT, label, parse_seed, said
+from demo.pool import ALL, BEST, RANKED, SAMPLED, facts, gallery_items, in_order
+from demo.run import MAX_PROMPT, parse_seed, said
 from demo.uploads import read_recipe
 
-RANKED, SAMPLED = "CLIP's order", "Order of sampling"
+MAX_PROMPTS = 16  # in one go
+SETTINGS = ("num_candidates", "temperature", "top_k", "top_p", "guidance_scale")
 DICE = str(Path(__file__).parent / "dice.svg")
 EMPTY = '<div class="empty">Your candidates appear here, best first.<br>Try one of the examples above.</div>'
 log = logging.getLogger(__name__)
-
-
-def facts(kept: dict) -> str:
-    """What is known of the chosen candidate, as a table."""
-    score = "–" if kept["score"] is None else f"{kept['score']:.3f}"
-    rows = {"CLIP score": score, "rank": kept["rank"], "seed": kept["seed"], "number": kept["index"]}
-    cells = "".join(f"<tr><td>{name}</td><td>{html.escape(str(value))}</td></tr>" for name, value in rows.items())
-    return f"<table>{cells}</table>"
-
-
-def in_order(kept: list[dict], order: str, best: int) -> list[dict]:
-    """The `best` candidates by rank, in the order that is asked for."""
-    shown = [candidate for candidate in kept if candidate["rank"] <= best]
-    return sorted(shown, key=lambda candidate: candidate["rank" if order == RANKED else "index"])
-
-
-def gallery_items(kept: list[dict], order: str, best: int) -> list[tuple[str, str]]:
-    return [(candidate["path"], label(candidate)) for candidate in in_order(kept, order, best)]
 
 
 def half(seed: int, grid: int) -> torch.Tensor:
@@ -67,8 +52,8 @@ def build(models: Models, demo: gr.Blocks, together: int) -> None:
 
     with gr.Row(elem_id="prompt-row"):
         prompt = gr.Textbox(
-            label="Prompt", show_label=False, placeholder="What shall be drawn?", elem_id="prompt", scale=8, lines=1,
-            max_lines=1, autofocus=True, max_length=MAX_PROMPT,
+            label="Prompt", show_label=False, placeholder="What shall be drawn? Several prompts: one a line (Shift+Enter)",
+            elem_id="prompt", scale=8, lines=1, max_lines=8, autofocus=True, max_length=MAX_PROMPT,
         )  # fmt: skip
         generate = gr.Button("Generate", variant="primary", elem_id="generate", scale=1, min_width=120)
         stop = gr.Button("Stop", elem_id="stop", scale=1, min_width=90, interactive=False)
@@ -107,6 +92,10 @@ def build(models: Models, demo: gr.Blocks, together: int) -> None:
             every = gr.Slider(
                 0, pipe.grid_size**2, preview_every(pipe), step=1, label="Preview every", info="tokens; 0 is never"
             )
+        save_recipe = gr.Checkbox(
+            True, label="Save the recipe in the PNG", elem_id="save-recipe",
+            info="Prompt, settings and tokens: dropped on this page, the picture restores them.",
+        )  # fmt: skip
 
     progress = gr.HTML("", elem_id="status")
     notice = gr.HTML("", elem_id="notice")
@@ -116,9 +105,8 @@ def build(models: Models, demo: gr.Blocks, together: int) -> None:
                 order = gr.Radio(
                     [RANKED, SAMPLED], value=RANKED, show_label=False, label="Order", elem_id="order", container=False, scale=3
                 )
-                most = gr.Slider(
-                    1, pipe.max_candidates, pipe.max_candidates, step=1, label="Show the best", elem_id="best", scale=2
-                )
+                best = gr.Radio(BEST, value=ALL, label="Show the best", elem_id="best", scale=2)
+                rejected = gr.Checkbox(False, label="The rejected", elem_id="rejected", scale=1, min_width=120)
             empty = gr.HTML(EMPTY)
             gallery = gr.Gallery(
                 columns=4, format="png", object_fit="contain", allow_preview=False, show_label=False, height="auto",
@@ -136,79 +124,147 @@ def build(models: Models, demo: gr.Blocks, together: int) -> None:
             with gr.Row():
                 vary = gr.Button("Variations", elem_id="vary")
                 to_complete = gr.Button("Complete it", elem_id="to-complete")
+            with gr.Row():
+                more = gr.Button("More", elem_id="more")
+                copy_link = gr.Button("Copy link", elem_id="copy-link")
+            gr.HTML('<div id="copied" role="status"></div>')
+    vote.build(kept)
     with gr.Row(elem_id="open-row"):
         saved = gr.UploadButton("Open a picture that was saved here", file_types=[".png"], elem_id="open-saved", size="sm")
+    gr.HTML(history.FOLD)
+    # What the page's script and the server hand each other.
+    entry = gr.Textbox(elem_id="entry", elem_classes="offstage", show_label=False)
+    loaded = gr.Textbox(pipe.name, elem_id="loaded", elem_classes="offstage", show_label=False)
+    linked = gr.Textbox(elem_id="linked", elem_classes="offstage", show_label=False)
+    asked_for = gr.Textbox(elem_id="asked-for", elem_classes="offstage", show_label=False)
+    reopen = gr.Button(elem_id="history-open", elem_classes="offstage")
+    use_prompt = gr.Button(elem_id="history-prompt", elem_classes="offstage")
 
     inputs = [prompt, negative, candidates, seed, keep_seed, temperature, top_k, top_p, guidance, every, order, drawn, model,
-              most]  # fmt: skip
-    outputs = [gallery, kept, seed, progress, notice, empty, detail, chosen, table, download, download_all, stop, drawn, path]
+              best, save_recipe]  # fmt: skip
+    shown = {
+        "gallery": gallery, "kept": kept, "seed": seed, "progress": progress, "notice": notice, "empty": empty,
+        "detail": detail, "chosen": chosen, "table": table, "download": download, "download_all": download_all, "stop": stop, "drawn": drawn,
+        "path": path, "entry": entry, "rejected": rejected,
+    }  # fmt: skip
+
+    def update(**changes):
+        """The values of `shown`: what is named changes, the rest stays."""
+        return [changes.get(name, gr.skip()) for name in shown]
+
+    def grid(items, order, best, archive, **more):
+        """`update` with a whole pool on show, its best one chosen."""
+        first = items[0]
+        ranks = "ranked" if order == RANKED else []
+        return update(
+            gallery=gr.update(value=gallery_items(items, order, best), visible=True, elem_classes=ranks), kept=items,
+            empty=gr.update(visible=False), detail=gr.update(visible=True), chosen=first["path"], path=first["path"],
+            table=facts(first, items), download=first["path"], download_all=str(archive),
+            rejected=False, **more,
+        )  # fmt: skip
 
     def draw(prompt, negative, candidates, seed, keep_seed, temperature, top_k, top_p, guidance, every, order, drawn, model,
-             most=64, like=None):  # fmt: skip
-        """Streams the grid of one prompt. Outputs: gallery, seed, status and details of the best candidate.
-
-        like: the path of a saved picture, of which half the tokens are kept.
-        """
-        changes = {}
-
-        def update(**values):
-            """The values of `outputs`: what is named changes, the rest stays."""
-            changes.update(values)
-            names = ("gallery", "kept", "seed", "progress", "notice", "empty", "detail", "chosen", "table", "download",
-                     "download_all", "stop", "drawn", "path")  # fmt: skip
-            row = [changes.get(name, gr.skip()) for name in names]
-            changes.clear()
-            return row
-
+             best=ALL, save_recipe=True):  # fmt: skip
+        """Streams the grid of each prompt, one a line. Outputs: gallery, seed, status and details of the best candidate."""
         try:
             asked = parse_seed(seed, keep_seed, drawn)
-            numbers = {"num_candidates": int(candidates), "top_k": int(top_k), "preview_every": int(every)}
-            if like is not None:
-                recipe = read_recipe(like, models.pipe)
-                keep = half(recipe["seed"] if asked is None else asked, models.pipe.grid_size)
-                numbers |= {"image_tokens": torch.tensor(recipe["tokens"]), "keep": keep}
+            settings = {"negative_prompt": (negative or "").strip()[:MAX_PROMPT], "temperature": temperature, "top_p": top_p,
+                        "num_candidates": int(candidates), "top_k": int(top_k), "guidance_scale": guidance,
+                        "preview_every": int(every)}  # fmt: skip
+            lines = [line.strip() for line in (prompt or "")[:MAX_PROMPT].splitlines() if line.strip()] or [""]
+            if len(lines) > MAX_PROMPTS:
+                raise InputError(f"These are {len(lines)} prompts, one a line; up to {MAX_PROMPTS} are drawn in one go.")
         except (InputError, TypeError, ValueError) as error:
             raise run.sentence(error) from None
-        with closing(run.draw(
-            models, model, gallery.GRADIO_CACHE, prompt, asked, negative_prompt=(negative or "").strip()[:MAX_PROMPT],
-            temperature=temperature, top_p=top_p, guidance_scale=guidance, **numbers,
-        )) as steps:  # fmt: skip
+        for line in lines:
+            yield from draw_one(line, asked, settings, model, order, best, save_recipe)
+
+    def draw_one(text, asked, settings, model, order, best, save_recipe, before=()):
+        """One prompt; the new candidates join those of the pool `before`, which stays on show meanwhile."""
+        with closing(run.draw(models, model, gallery.GRADIO_CACHE, text, asked, save_recipe, **settings)) as steps:
             for step in steps:
-                if step.seed is not None:
-                    changes |= {"seed": str(step.seed), "notice": step.cut}
+                changes = {}
+                if step.seed is not None and not before:
+                    changes = {"seed": str(step.seed), "notice": step.cut}
                     if asked is None:
                         changes["drawn"] = str(step.seed)
-                if step.previews is not None:
-                    grid = gr.update(value=[(enlarge(image), "") for image in step.previews], visible=True)
+                if step.previews is not None and not before:
+                    pictures = gr.update(value=[(enlarge(image), "") for image in step.previews], visible=True)
                     # From here on the grid before is gone: what is shown cannot be chosen yet.
-                    changes |= {"gallery": grid, "kept": [], "empty": gr.update(visible=False)}
+                    changes |= {"gallery": pictures, "kept": [], "empty": gr.update(visible=False)}
                     changes |= {"detail": gr.update(visible=False)}
                 if step.items is None:
-                    yield update(progress=step.line)
-        items, best = step.items, step.items[0]
-        yield update(
-            notice=step.cut,  # again: a client of the endpoint reads only this last update
-            gallery=gr.update(
-                value=gallery_items(items, order, most), visible=True, elem_classes="ranked" if order == RANKED else []
-            ),
-            kept=items,
-            progress=step.line,
-            empty=gr.update(visible=False),
-            detail=gr.update(visible=True),
-            chosen=best["path"],
-            path=best["path"],
-            table=facts(best),
-            download=best["path"],
-            download_all=str(step.archive),
-            stop=gr.update(interactive=False),
-        )
+                    yield update(progress=step.line, **changes)
+        packed = [item | {"tokens": history.pack(item["tokens"])} for item in step.items]
+        items = pool.ranked([*before, *packed])
+        archive = pool.archive(items, gallery.GRADIO_CACHE) if before else step.archive
+        # The notice again: a client of the endpoint reads only this last update.
+        yield grid(items, order, best, archive, notice=step.cut, progress=step.line, entry=history.to_entry(items),
+                   stop=gr.update(interactive=False))  # fmt: skip
 
-    def draw_like(*values):
-        yield from draw(*values[:-1], like=values[-1])
+    def draw_like(prompt, negative, candidates, seed, keep_seed, temperature, top_k, top_p, guidance, every, order, drawn,
+                  model, best, save_recipe, items, path):  # fmt: skip
+        """Variations: half of the chosen picture's tokens are kept."""
+        try:
+            like = next(item for item in items if item["path"] == path)
+            if like["request"]["model"] != models.pipe.name:
+                raise InputError(f"This picture was drawn by the model {like['request']['model']!r}; choose that model first.")
+            asked = parse_seed(seed, keep_seed, drawn)
+            settings = {"negative_prompt": (negative or "").strip()[:MAX_PROMPT], "temperature": temperature, "top_p": top_p,
+                        "num_candidates": int(candidates), "top_k": int(top_k), "guidance_scale": guidance,
+                        "preview_every": int(every), "image_tokens": history.unpack(like["tokens"], models.pipe),
+                        "keep": half(like["seed"] if asked is None else asked, models.pipe.grid_size)}  # fmt: skip
+        except (InputError, TypeError, ValueError) as error:
+            raise run.sentence(error) from None
+        except StopIteration:
+            raise gr.Error("Choose a picture first.", print_exception=False) from None
+        text = like["request"]["prompt"] if "\n" in (prompt or "").strip() else prompt  # several prompts: the picture's own
+        yield from draw_one(text, asked, settings, model, order, best, save_recipe)
+
+    def draw_more(items, model, order, best, save_recipe):
+        """More candidates of the pool's own prompt and settings, with the next seed."""
+        if not items:
+            raise gr.Error("Draw something first.", print_exception=False)
+        request = items[0]["request"]
+        count = request["settings"]["num_candidates"]
+        if request["model"] != models.pipe.name:
+            name = request["model"]
+            raise gr.Error(f"These were drawn by the model {name!r}; choose that model first.", print_exception=False)
+        if request["varied"]:
+            raise gr.Error("For more variations, choose a picture and press Variations.", print_exception=False)
+        if len(items) + count > pool.MAX_POOL:
+            raise gr.Error(f"A pool holds up to {pool.MAX_POOL} candidates: generate a new one.", print_exception=False)
+        following = max(int(item["seed"]) for item in items) + 1
+        if following >= 2**63:
+            raise gr.Error("There is no seed after this one: choose a smaller one.", print_exception=False)
+        settings = request["settings"] | {"negative_prompt": request["negative_prompt"]}
+        yield from draw_one(request["prompt"], following, settings, model, order, best, save_recipe, before=items)
+
+    def open_entry(text, model, order, save_recipe):
+        """An entry of the history, drawn again from its tokens."""
+        try:
+            with models.drawing(model) as pipe:
+                found = history.read_entry(text, pipe)
+                total, request = len(found["candidates"]), found["request"]
+                for items in history.draw_again(found, pipe, gallery.GRADIO_CACHE, save_recipe):
+                    yield update(progress=said(f"Drawing {len(items)} of {total} again"), stop=gr.update(interactive=True)) + [
+                        gr.skip()] * len(restored)  # fmt: skip
+        except (InputError, ModelError) as error:
+            raise run.sentence(error) from None
+        except Exception:
+            log.exception("opening an entry failed")
+            raise gr.Error("Opening it failed. The server's log says why.", print_exception=False) from None
+        line = said(f"{total} candidates from the history")
+        yield grid(items, order, ALL, pool.archive(items, gallery.GRADIO_CACHE), progress=line, notice="",
+                   seed=str(items[0]["seed"]), drawn="", stop=gr.update(interactive=False)) + [
+            request["prompt"], request["negative_prompt"], *(request["settings"][name] for name in SETTINGS), ALL,
+        ]  # fmt: skip
 
     def finish(progress):
         return run.stopped(progress), gr.update(interactive=False)
 
+    restored = [prompt, negative, candidates, temperature, top_k, top_p, guidance, best]
+    outputs = list(shown.values())
     drawing = dict(
         fn=draw, inputs=inputs, outputs=outputs, show_progress="minimal", show_progress_on=progress,
         concurrency_id="sampling", concurrency_limit=together, trigger_mode="once",
@@ -216,16 +272,23 @@ def build(models: Models, demo: gr.Blocks, together: int) -> None:
     # At once, not with the first token: a run that waits in the queue can be stopped too. Before `draw`: a
     # trigger's events start one after the other.
     gr.on(
-        [generate.click, prompt.submit, examples.click, vary.click], None, None, stop, api_visibility="private",
+        [generate.click, prompt.submit, examples.click, vary.click, more.click], None, None, stop, api_visibility="private",
         js="() => ({ __type__: 'update', interactive: true })",
     )  # fmt: skip
     clicked = gr.on([generate.click, prompt.submit], api_name="generate", **drawing)
     filled = examples.click(lambda sample: sample[0], examples, prompt, api_visibility="private", queue=False)
     from_example = filled.then(api_visibility="private", **drawing)
-    varied = vary.click(api_visibility="private", **drawing | {"fn": draw_like, "inputs": [*inputs, path]})
-    for event in (clicked, from_example, varied):
+    varied = vary.click(api_visibility="private", **drawing | {"fn": draw_like, "inputs": [*inputs, kept, path]})
+    grown = more.click(
+        api_visibility="private", **drawing | {"fn": draw_more, "inputs": [kept, model, order, best, save_recipe]}
+    )
+    reopened = reopen.click(
+        api_visibility="private", js="(...values) => [dalleHistory.asked(), ...values.slice(1)]",
+        **drawing | {"fn": open_entry, "inputs": [asked_for, model, order, save_recipe], "outputs": [*outputs, *restored]},
+    )  # fmt: skip
+    for event in (clicked, from_example, varied, grown, reopened):
         event.then(finish, progress, [progress, stop], queue=False, show_progress="hidden", api_visibility="private")
-    stop.click(None, cancels=[clicked, from_example, varied], queue=False, api_visibility="private")
+    stop.click(None, cancels=[clicked, from_example, varied, grown, reopened], queue=False, api_visibility="private")
 
     def change(source):
         """Loads a model; outputs: the status line, then the controls with its limits and defaults."""
@@ -247,42 +310,77 @@ def build(models: Models, demo: gr.Blocks, together: int) -> None:
             gr.update(value=defaults["num_candidates"], maximum=pipe.max_candidates), defaults["temperature"],
             gr.update(value=defaults["top_k"], maximum=pipe.codebook_size), defaults["top_p"], defaults["guidance_scale"],
             gr.update(value=preview_every(pipe), maximum=pipe.grid_size**2),
-            gr.Dataset(samples=[[text] for text in pipe.examples]),
+            gr.Dataset(samples=[[text] for text in pipe.examples]), pipe.name,
         ]  # fmt: skip
 
-    controls = [model, about, candidates, temperature, top_k, top_p, guidance, every, examples]
+    controls = [model, about, candidates, temperature, top_k, top_p, guidance, every, examples, loaded]
     model.select(
         change, model, [progress, *controls], show_progress="minimal", show_progress_on=progress,
         trigger_mode="once", api_visibility="private",
     )  # fmt: skip
     built_with = models.source
-    demo.load(  # for a page opened after a change
+    opened = demo.load(  # for a page opened after a change
         lambda: fitted() if models.source != built_with and models.pipe else [gr.skip()] * len(controls), None, controls,
         queue=False, show_progress="hidden", api_visibility="private",
     )  # fmt: skip
+
+    def follow_link(request: gr.Request):
+        """The values in the page's address, as JSON for the page to fill in."""
+        parameters, pipe = dict(request.query_params), models.pipe
+        if pipe is None or not {"prompt", "negative", "seed", *NAMES} & set(parameters):
+            return gr.skip()
+        found, ignored = read_query(parameters, pipe)
+        if ignored:
+            gr.Warning(f"The link's values of {', '.join(ignored)} are not allowed here and were ignored.")
+        if parameters.get("model", pipe.name) != pipe.name:
+            gr.Warning("The link was made with another model: the pictures will differ unless you choose it under Advanced.")
+        return json.dumps(found)
+
+    link_sets = [prompt, negative, seed, keep_seed, candidates, temperature, top_k, top_p, guidance]
+    opened.then(
+        follow_link, None, linked, queue=False, show_progress="hidden", api_visibility="private"
+    ).then(
+        # In the browser, where nothing can be typed between reading and writing: what was typed already stays.
+        None, [*link_sets, linked], link_sets, api_visibility="private",
+        js="""(prompt, negative, seed, keep, candidates, temperature, top_k, top_p, guidance, text) => {
+          const now = [prompt, negative, seed, keep, candidates, temperature, top_k, top_p, guidance];
+          if (!text || prompt) return now;
+          const link = JSON.parse(text);
+          return [link.prompt ?? prompt, link.negative ?? negative, link.seed ?? seed, "seed" in link || keep,
+            link.candidates ?? candidates, link.temperature ?? temperature, link.top_k ?? top_k, link.top_p ?? top_p,
+            link.guidance ?? guidance];
+        }""",
+    )  # fmt: skip
+    demo.load(None, loaded, None, js="(name) => { dalleHistory.use(name); }", api_visibility="private")
+    loaded.change(None, loaded, None, js="(name) => { dalleHistory.use(name); }", api_visibility="private")
+    entry.change(None, entry, None, js="(text) => { dalleHistory.save(text); }", api_visibility="private")
+    use_prompt.click(None, None, prompt, js="() => dalleHistory.asked()", api_visibility="private")
+    copy_link.click(None, None, None, js="() => { dalleHistory.copyLink(); }", api_visibility="private")
 
     dice.click(
         lambda: (str(secrets.randbelow(2**32)), True), None, [seed, keep_seed], queue=False, api_visibility="private"
     )
 
-    def reorder(items, order, most):
+    def reorder(items, order, best, rejected):
         if not items:
             return gr.skip()
-        return gr.update(value=gallery_items(items, order, most), elem_classes="ranked" if order == RANKED else [])
+        ranks = "ranked" if order == RANKED and not rejected else []
+        return gr.update(value=gallery_items(items, order, best, rejected), elem_classes=ranks)
 
     gr.on(
-        [order.change, most.release, most.change], reorder, [kept, order, most], gallery, queue=False, show_progress="hidden",
-        trigger_mode="always_last", api_visibility="private",
+        [order.change, best.change, rejected.change], reorder, [kept, order, best, rejected], gallery, queue=False,
+        show_progress="hidden", trigger_mode="always_last", api_visibility="private",
     )  # fmt: skip
 
-    def choose(items, order, most, event: gr.SelectData):
-        if not items:  # still being drawn, or stopped before the end
+    def choose(items, order, best, rejected, event: gr.SelectData):
+        listed = in_order(items, order, best, rejected)
+        if event.index >= len(listed):  # still being drawn, or stopped before the end
             return [gr.skip()] * 4
-        candidate = in_order(items, order, most)[event.index]
-        return candidate["path"], facts(candidate), candidate["path"], candidate["path"]
+        candidate = listed[event.index]
+        return candidate["path"], facts(candidate, items), candidate["path"], candidate["path"]
 
     gallery.select(
-        choose, [kept, order, most], [chosen, table, download, path], queue=False, show_progress="hidden",
+        choose, [kept, order, best, rejected], [chosen, table, download, path], queue=False, show_progress="hidden",
         api_visibility="private",
     )  # fmt: skip
 
@@ -297,13 +395,17 @@ def build(models: Models, demo: gr.Blocks, together: int) -> None:
         folder = Path(tempfile.mkdtemp(dir=gallery.GRADIO_CACHE))
         picture = str(save_png(image, recipe | {"model": pipe.name}, folder))
         score = recipe["score"] if isinstance(recipe["score"], float) else None
-        item = {"path": picture, "rank": 1, "score": score, "seed": recipe["seed"], "index": recipe["index"]}
         numbers = recipe["settings"]
+        request = {"model": pipe.name, "prompt": recipe["prompt"], "negative_prompt": recipe["negative_prompt"],
+                   "settings": {name: numbers[name] for name in SETTINGS}, "varied": False}  # fmt: skip
+        item = {"path": picture, "rank": 1, "score": score, "seed": recipe["seed"], "index": recipe["index"],
+                "tokens": history.pack(recipe["tokens"]), "request": request}  # fmt: skip
+        [item] = pool.ranked([item])
         return [
             recipe["prompt"], recipe["negative_prompt"], numbers["num_candidates"], str(recipe["seed"]), True,
             numbers["temperature"], numbers["top_k"], numbers["top_p"], numbers["guidance_scale"],
-            gr.update(value=gallery_items([item], RANKED, 1), visible=True), [item], gr.update(visible=False),
-            gr.update(visible=True), picture, facts(item), picture, picture, picture,
+            gr.update(value=gallery_items([item], RANKED), visible=True), [item], gr.update(visible=False),
+            gr.update(visible=True), picture, facts(item, [item]), picture, picture, picture,
         ]  # fmt: skip
 
     saved.upload(

@@ -29,7 +29,7 @@ class Update:
     seed: int | None = None  # on the first update after the prompt was read
     cut: str = ""  # HTML: where the prompt was cut
     previews: list[Image.Image] | None = None
-    items: list[dict] | None = None  # on the last one: path, rank, score, seed, index, tokens; best first
+    items: list[dict] | None = None  # on the last one: path, rank, score, seed, index, tokens, request; best first
     archive: Path | None = None
 
 
@@ -97,8 +97,11 @@ def sentence(error: Exception) -> gr.Error:
     return gr.Error(str(error), duration=10, print_exception=False)
 
 
-def draw(models: Models, model: str, cache: str, prompt: str, seed: int | None, **arguments) -> Iterator[Update]:
-    """Streams one drawing with `model`; arguments as of `DallePipeline.stream`. Pictures are saved below `cache`.
+def draw(
+    models: Models, model: str, cache: str, prompt: str, seed: int | None, save_recipe: bool = True, **arguments
+) -> Iterator[Update]:
+    """Streams one drawing with `model`; arguments as of `DallePipeline.stream`. Pictures are saved below `cache`, with
+    their recipes if that is wanted.
 
     seed None: a new one. Raises gr.Error with a sentence for the person; the log has the traceback of what nobody
     expected. Closing it stops the work.
@@ -124,7 +127,7 @@ def draw(models: Models, model: str, cache: str, prompt: str, seed: int | None, 
                 if step.previews is not None or now - shown_at > UPDATE_EVERY:
                     shown_at = now
                     yield Update(status(step.index, step.total, now - started), previews=step.previews)
-            paths, archive = save_all(step.generation, pipe.name, cache)
+            paths, archive = save_all(step.generation, pipe.name, cache, save_recipe)
         except (InputError, ModelError) as error:
             raise sentence(error) from None
         except OSError as error:
@@ -133,8 +136,13 @@ def draw(models: Models, model: str, cache: str, prompt: str, seed: int | None, 
         except Exception:  # whatever it is: a sentence for the person, the traceback for the log
             log.exception("drawing failed")
             raise gr.Error("Drawing failed. The server's log says why; try again.", print_exception=False) from None
+    request = {
+        "model": pipe.name, "prompt": prompt, "negative_prompt": step.generation.negative_prompt,
+        "settings": step.generation.settings, "varied": arguments.get("keep") is not None,
+    }  # fmt: skip
     items = [
-        {"path": str(path), "rank": rank, "score": candidate.score, "seed": candidate.seed, "index": candidate.index}
+        {"path": str(path), "rank": rank, "score": candidate.score, "seed": candidate.seed, "index": candidate.index,
+         "tokens": candidate.tokens.tolist(), "request": request}
         for rank, (candidate, path) in enumerate(zip(step.generation.candidates, paths), 1)
     ]
     line = done(len(items), seed, time.monotonic() - started, items[0]["score"] is not None)
