@@ -47,7 +47,7 @@ def main() -> None:
 
 
 def other_tabs(page) -> None:
-    """From the finished grid: its best picture completed, read token by token, and recognised."""
+    """From the finished grid: its best picture completed, read token by token, and recognised; a data set; the model."""
     with page.expect_download() as download:
         page.locator("#download").click()
     picture = {"name": "picture.png", "mimeType": "image/png", "buffer": Path(download.value.path()).read_bytes()}
@@ -73,6 +73,18 @@ def other_tabs(page) -> None:
     page.locator("#recognised table").wait_for(timeout=60_000)
     page.wait_for_timeout(1000)
     page.screenshot(path=OUT / "recognise.png", full_page=True)
+
+    page.get_by_role("tab", name="Augment").click()
+    page.locator("#augment-prompts textarea").fill("a fox\na smiling face on a yellow background\ntwo apples in flat style")
+    page.locator("#augment").click()
+    page.locator("#augment-download").wait_for(timeout=60_000)
+    page.wait_for_timeout(1000)
+    page.screenshot(path=OUT / "augment.png", full_page=True)
+
+    page.get_by_role("tab", name="Model").click()
+    page.locator("#model-card h1").wait_for()
+    page.wait_for_timeout(1000)
+    page.screenshot(path=OUT / "model.png")
 
 
 if __name__ == "__main__":

@@ -51,8 +51,8 @@ def png(image: Image.Image, recipe: dict | None) -> bytes:
 
 
 def save_png(image: Image.Image, recipe: dict, folder: Path, save_recipe: bool = True) -> Path:
-    """Writes the picture, with its recipe if that is wanted, into the folder under its `file_name`; another picture that has this name
-    already stays, and the new one gets a number."""
+    """Writes the picture, with its recipe if that is wanted, into the folder under its `file_name`; another picture that
+    has this name already stays, and the new one gets a number."""
     first = path = folder / file_name(recipe["prompt"], recipe["seed"], recipe["index"])
     content, number = png(image, recipe if save_recipe else None), 1
     while path.exists() and path.read_bytes() != content:

@@ -59,12 +59,15 @@ def build(models: Models, together: int):
             brush = gr.Radio(list(BRUSHES), value="one cell", label="A click changes", elem_id="brush")
         with gr.Column():
             view = gr.Image(
-                label="What is kept; pale cells are drawn anew", interactive=False, format="png", elem_id="kept-view", buttons=[]
-            )
+                label="What is kept; pale cells are drawn anew", interactive=False, format="png", elem_id="kept-view",
+                buttons=[],
+            )  # fmt: skip
     with gr.Row(elem_id="complete-row"):
         prompt = gr.Textbox(label="Prompt", elem_id="complete-prompt", max_lines=1, max_length=run.MAX_PROMPT, scale=4)
         count = gr.Slider(1, pipe.max_candidates, 8, step=1, label="Candidates", scale=2)
-        seed = gr.Textbox(label="Seed", placeholder="new each time", max_lines=1, elem_id="complete-seed", scale=1, min_width=120)
+        seed = gr.Textbox(
+            label="Seed", placeholder="new each time", max_lines=1, elem_id="complete-seed", scale=1, min_width=120
+        )
     with gr.Row():
         go = gr.Button("Complete", variant="primary", elem_id="complete")
         stop = gr.Button("Stop", elem_id="complete-stop")
