@@ -7,7 +7,7 @@ os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read at gradio's i
 
 import gradio as gr  # noqa: E402
 
-from demo import about, augment, complete, create, history, recognise, tokens, vote  # noqa: E402
+from demo import about, augment, compare, complete, create, history, recognise, tokens, vote  # noqa: E402
 from demo.look import CSS, HEAD, JS, header, theme  # noqa: E402
 from demo.models import Models  # noqa: E402
 
@@ -26,6 +26,8 @@ def create_demo(models: Models, together: int = 4) -> gr.Blocks:
                 tokens.build(models)
             with gr.Tab("Recognise", id="recognise"):
                 recognise.build(models)
+            with gr.Tab("Compare", id="compare"):
+                compare.build(models, together)
             with gr.Tab("Augment", id="augment"):
                 augment.build(models, together)
             with gr.Tab("Model", id="model") as model:

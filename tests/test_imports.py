@@ -53,7 +53,7 @@ def test_imports_point_one_way():
         },
         "downloads": {"errors", "memory"},
         "catalogue": {"bart_prior", "checkpoints", "downloads", "errors", "gpt_prior", "image_tokenizer", "int8", "memory", "packed", "pipeline"},
-        "convert": {"catalogue", "downloads", "errors"}, "pictures": set(), "augment": {"errors", "pictures", "pipeline"},
+        "convert": {"catalogue", "downloads", "errors"}, "pictures": set(), "compare": {"errors"}, "augment": {"errors", "pictures", "pipeline"},
         "__main__": {"augment", "catalogue", "convert", "errors", "pictures", "pipeline"},
     }  # fmt: skip
     core = ROOT / "dalle_core"

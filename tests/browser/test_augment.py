@@ -9,14 +9,14 @@ from playwright.sync_api import expect
 from tests.browser.test_page import browser, gate, page, served  # noqa: F401  (fixtures)
 
 
-def open_tab(page):
-    expect(page.locator("#tabs .tab-wrapper")).to_contain_text("Augment")
-    tab_ = page.get_by_role("tab", name="Augment", exact=True)
+def open_tab(page, name="Augment"):
+    expect(page.locator("#tabs .tab-wrapper")).to_contain_text(name)
+    tab_ = page.get_by_role("tab", name=name, exact=True)
     if tab_.count():
         tab_.click()
     else:  # a phone has no room for every tab
         page.get_by_label("More tabs").click()
-        page.locator(".overflow-dropdown").get_by_text("Augment", exact=True).click()
+        page.locator(".overflow-dropdown").get_by_text(name, exact=True).click()
 
 
 def fill(page, prompts, count, seed="7", threshold=""):

@@ -1,0 +1,72 @@
+"""The Compare and Model tabs in a real Chromium, on a tiny pipeline."""
+
+import json
+
+import pytest
+from PIL import Image
+from playwright.sync_api import expect
+
+from tests.browser.test_augment import open_tab
+from tests.browser.test_page import browser, gate, page, served  # noqa: F401  (fixtures)
+
+
+def fill(page, x_values, y_values):
+    open_tab(page, "Compare")
+    page.locator("#compare-prompt textarea, #compare-prompt input").first.fill("a red fox")
+    page.locator("#compare-x-values textarea, #compare-x-values input").first.fill(x_values)
+    page.locator("#compare-y-values textarea, #compare-y-values input").first.fill(y_values)
+    page.locator("#compare-seed textarea, #compare-seed input").first.fill("7")
+
+
+def test_a_grid_is_drawn_scored_and_saved(page, gate):  # noqa: F811
+    fill(page, "fox, apple", "1, 3")
+    page.locator("#compare").click()
+    expect(page.locator("#compare-status")).to_contain_text("4 cells, seed 7", timeout=60_000)
+    expect(page.locator("#compare-grid img")).to_be_visible()
+    with page.expect_download() as download:
+        page.locator("#compare-json").click()
+    content = json.loads(open(download.value.path()).read())
+    assert [(cell["x"], cell["y"]) for cell in content["cells"]] == [("fox", 1.0), ("apple", 1.0), ("fox", 3.0), ("apple", 3.0)]
+    assert {cell["seed"] for cell in content["cells"]} == {7}
+    with page.expect_download() as download:
+        page.locator("#compare-png").click()
+    assert Image.open(download.value.path()).width > 400
+
+
+def test_stop_half_way_keeps_the_cells_that_are_finished(page, gate):  # noqa: F811
+    fill(page, "fox, apple", "1, 3")
+    page.locator("#compare").click()
+    expect(page.locator("#compare-grid img")).to_be_visible(timeout=60_000)
+    gate.open.clear()
+    gate.closed.clear()
+    page.locator("#compare-stop").click()
+    expect(page.locator("#compare-status")).to_contain_text("Stopped", timeout=20_000)
+    expect(page.locator("#compare-grid img")).to_be_visible()
+    with page.expect_download() as download:
+        page.locator("#compare-json").click()
+    assert 1 <= len(json.loads(open(download.value.path()).read())["cells"]) < 4
+
+
+def test_a_wrong_value_is_a_sentence(page, gate):  # noqa: F811
+    fill(page, "dog, cat", "1")
+    page.locator("#compare").click()
+    expect(page.locator(".toast-body")).to_contain_text("is not in the prompt")
+
+
+@pytest.mark.parametrize("page", [{"width": 390, "height": 844}], indirect=True)
+def test_a_phone_does_not_scroll_sideways(page, gate):  # noqa: F811
+    fill(page, "fox, apple", "1, 3")
+    page.locator("#compare").click()
+    expect(page.locator("#compare-status")).to_contain_text("4 cells", timeout=60_000)
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+
+
+def test_the_model_tab_says_what_is_loaded(page):  # noqa: F811
+    open_tab(page, "Model")
+    expect(page.locator("#model-parts")).to_contain_text("GPTPrior")
+    expect(page.locator("#model-facts")).to_contain_text("licence")
+
+
+def test_the_page_can_be_installed(page, served):  # noqa: F811
+    answer = page.request.get(f"{served[0]}manifest.json")
+    assert answer.ok and answer.json()["start_url"]
