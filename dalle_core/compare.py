@@ -38,10 +38,7 @@ def parse_axis(name: str, text: str) -> Axis:
         return Axis("", [None])
     if name not in AXES:
         raise InputError(f"{name[:40]!r} cannot be varied; choose one of: {', '.join(AXES)}.")
-    try:
-        cells = next(csv.reader([(text or "").replace("\n", ",")], skipinitialspace=True, strict=True), [])
-    except csv.Error as error:
-        raise InputError(f"The values of {name} cannot be read: {error}.") from None
+    cells = next(csv.reader([(text or "").replace("\n", ",").replace("\r", ",")], skipinitialspace=True), [])
     cells = [cell.strip() for cell in cells if cell.strip()]
     if not cells:
         raise InputError(f"{name} has no values: write some, separated by commas.")
