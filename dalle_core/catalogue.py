@@ -20,8 +20,8 @@ from dalle_core.checkpoints import dalle_mini, min_dalle, mindalle
 from dalle_core.downloads import Progress
 from dalle_core.errors import ModelError
 from dalle_core.gpt_prior import GPTPrior
-from dalle_core.int8 import quantize
 from dalle_core.image_tokenizer import OWN_CONFIG, drop_encoder, set_pixel_range
+from dalle_core.int8 import quantize
 from dalle_core.packed import pack
 from dalle_core.pipeline import DallePipeline
 

@@ -12,9 +12,8 @@ import torch
 
 from dalle_core import InputError, ModelError
 from demo import history, pool, run, vote
-from demo.models import Models
+from demo.models import Models, labelled
 from demo.models import facts as model_facts
-from demo.models import labelled
 from demo.permalink import NAMES, read_query
 from demo.pictures import enlarge, save_png
 from demo.pool import ALL, BEST, RANKED, SAMPLED, facts, gallery_items, in_order

@@ -5,7 +5,6 @@ decoder runs from the highest i down; diffusers counts its up blocks in running 
 convolutions there and by linear layers here.
 """
 
-import torch
 from diffusers import VQModel
 
 from dalle_core.checkpoints.tensors import Tensors

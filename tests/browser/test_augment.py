@@ -6,21 +6,11 @@ import zipfile
 import pytest
 from playwright.sync_api import expect
 
-from tests.browser.test_page import browser, gate, page, served  # noqa: F401  (fixtures)
-
-
-def open_tab(page, name="Augment"):
-    expect(page.locator("#tabs .tab-wrapper")).to_contain_text(name)
-    tab_ = page.get_by_role("tab", name=name, exact=True)
-    if tab_.count():
-        tab_.click()
-    else:  # a phone has no room for every tab
-        page.get_by_label("More tabs").click()
-        page.locator(".overflow-dropdown").get_by_text(name, exact=True).click()
+from tests.browser.steps import open_tab
 
 
 def fill(page, prompts, count, seed="7", threshold=""):
-    open_tab(page)
+    open_tab(page, "Augment")
     page.locator("#augment-prompts textarea").fill(prompts)
     page.locator("#augment-count input[type=number]").fill(str(count))
     page.locator("#augment-seed input, #augment-seed textarea").first.fill(seed)
@@ -37,7 +27,7 @@ def unpacked(page) -> tuple[list[dict], list[str]]:
         return [json.loads(line) for line in zip_.read("metadata.jsonl").splitlines()], zip_.namelist()
 
 
-def test_prompts_and_a_table_become_a_zip(page, gate, tmp_path):  # noqa: F811
+def test_prompts_and_a_table_become_a_zip(page, gate, tmp_path):
     (tmp_path / "more.csv").write_text("prompt,count\n<b>a fox</b>,3\n")
     fill(page, "a red fox\ntwo apples", 2)
     page.locator("#augment-file input[type=file]").set_input_files(tmp_path / "more.csv")
@@ -51,7 +41,7 @@ def test_prompts_and_a_table_become_a_zip(page, gate, tmp_path):  # noqa: F811
     assert {line["file_name"] for line in metadata} | {"metadata.jsonl", "README.md"} == set(names)
 
 
-def test_stop_half_way_still_gives_the_zip_of_what_was_drawn(page, gate):  # noqa: F811
+def test_stop_half_way_still_gives_the_zip_of_what_was_drawn(page, gate):
     fill(page, "a red fox", 40)
     gate.open.clear()
     page.locator("#augment").click()
@@ -80,7 +70,7 @@ def test_stop_half_way_still_gives_the_zip_of_what_was_drawn(page, gate):  # noq
     assert [line["text"] for line in unpacked(page)[0]] == ["two apples"] * 2
 
 
-def test_too_much_names_the_command_and_what_was_drawn_stays(page, gate):  # noqa: F811
+def test_too_much_names_the_command_and_what_was_drawn_stays(page, gate):
     fill(page, "a red fox", 2)
     page.locator("#augment").click()
     expect(page.locator("#augment-status")).to_contain_text("2 kept, 0 rejected", timeout=30_000)
@@ -92,7 +82,7 @@ def test_too_much_names_the_command_and_what_was_drawn_stays(page, gate):  # noq
 
 
 @pytest.mark.parametrize("page", [{"width": 390, "height": 844}], indirect=True)
-def test_a_phone_does_not_scroll_sideways(page, gate):  # noqa: F811
+def test_a_phone_does_not_scroll_sideways(page, gate):
     fill(page, "a red fox\n" + "a" * 300 + " fox", 6)
     page.locator("#augment").click()
     expect(page.locator("#augment-status")).to_contain_text("12 kept, 0 rejected", timeout=30_000)

@@ -6,8 +6,7 @@ import pytest
 from PIL import Image
 from playwright.sync_api import expect
 
-from tests.browser.test_augment import open_tab
-from tests.browser.test_page import browser, gate, page, served  # noqa: F401  (fixtures)
+from tests.browser.steps import open_tab
 
 
 def fill(page, x_values, y_values):
@@ -18,7 +17,7 @@ def fill(page, x_values, y_values):
     page.locator("#compare-seed textarea, #compare-seed input").first.fill("7")
 
 
-def test_a_grid_is_drawn_scored_and_saved(page, gate):  # noqa: F811
+def test_a_grid_is_drawn_scored_and_saved(page, gate):
     fill(page, "fox, apple", "1, 3")
     page.locator("#compare").click()
     expect(page.locator("#compare-status")).to_contain_text("4 cells, seed 7", timeout=60_000)
@@ -33,7 +32,7 @@ def test_a_grid_is_drawn_scored_and_saved(page, gate):  # noqa: F811
     assert Image.open(download.value.path()).width > 400
 
 
-def test_stop_half_way_keeps_the_cells_that_are_finished(page, gate):  # noqa: F811
+def test_stop_half_way_keeps_the_cells_that_are_finished(page, gate):
     fill(page, "fox, apple", ", ".join(str(1 + i / 4) for i in range(30)))  # long enough to be stopped
     page.locator("#compare").click()
     expect(page.locator("#compare-grid img")).to_be_visible(timeout=60_000)
@@ -47,26 +46,26 @@ def test_stop_half_way_keeps_the_cells_that_are_finished(page, gate):  # noqa: F
     assert 1 <= len(json.loads(open(download.value.path()).read())["cells"]) < 60
 
 
-def test_a_wrong_value_is_a_sentence(page, gate):  # noqa: F811
+def test_a_wrong_value_is_a_sentence(page, gate):
     fill(page, "dog, cat", "1")
     page.locator("#compare").click()
     expect(page.locator(".toast-body")).to_contain_text("is not in the prompt")
 
 
 @pytest.mark.parametrize("page", [{"width": 390, "height": 844}], indirect=True)
-def test_a_phone_does_not_scroll_sideways(page, gate):  # noqa: F811
+def test_a_phone_does_not_scroll_sideways(page, gate):
     fill(page, "fox, apple", "1, 3")
     page.locator("#compare").click()
     expect(page.locator("#compare-status")).to_contain_text("4 cells", timeout=60_000)
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
 
 
-def test_the_model_tab_says_what_is_loaded(page):  # noqa: F811
+def test_the_model_tab_says_what_is_loaded(page):
     open_tab(page, "Model")
     expect(page.locator("#model-parts")).to_contain_text("GPTPrior")
     expect(page.locator("#model-facts")).to_contain_text("licence")
 
 
-def test_the_page_can_be_installed(page, served):  # noqa: F811
+def test_the_page_can_be_installed(page, served):
     answer = page.request.get(f"{served[0]}manifest.json")
     assert answer.ok and answer.json()["start_url"]

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 from playwright.sync_api import expect
 
-from tests.browser.test_page import browser, captions, gate, generate, page, prompt, served  # noqa: F401
+from tests.browser.steps import captions, generate, prompt
 
 
 def entries(page):

@@ -1,135 +1,13 @@
-"""The real page in a real Chromium, on a tiny pipeline. Without a browser these fail; they are never skipped."""
+"""The Create, Complete, Tokens and Recognise tabs in a real Chromium, on a tiny pipeline."""
 
 import io
 import json
-import threading
-import time
 
 import pytest
 from PIL import Image
-from playwright.sync_api import expect, sync_playwright
+from playwright.sync_api import expect
 
-from dalle_core import ModelError
-from demo import Models, create_demo, launch_options
-from tests.browser.chromium import executable
-from tests.conftest import make_pipeline
-
-
-class Gate:
-    """Lets the test hold the sampling half-way, and see whether its generator was closed."""
-
-    def __init__(self, pipe):
-        self.open, self.closed, self.stream = threading.Event(), threading.Event(), pipe.stream
-        self.open.set()
-        pipe.stream = self
-
-    def __call__(self, *args, **kwargs):
-        steps = self.stream(*args, **kwargs)  # checks its arguments at once
-
-        def gated():
-            try:
-                for step in steps:
-                    while step.index > step.total // 2 and not self.open.is_set():
-                        time.sleep(0.02)
-                        yield step  # as a slow model would: the page can stop it between tokens
-                    yield step
-            finally:
-                steps.close()
-                self.closed.set()
-
-        return gated()
-
-
-@pytest.fixture(scope="module")
-def browser():
-    path = executable()
-    assert path, "No Chromium was found: install chromium, or set CHROMIUM to its path."
-    with sync_playwright() as playwright:
-        arguments = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
-        browser = playwright.chromium.launch(executable_path=path, args=arguments)
-        yield browser
-        browser.close()
-
-
-@pytest.fixture(scope="module")
-def served(tmp_path_factory):
-    """(url, gate) of one page for all tests."""
-    patch = pytest.MonkeyPatch()
-    patch.setenv("GRADIO_TEMP_DIR", str(tmp_path_factory.mktemp("gradio")))
-    pipe = make_pipeline()
-    gate = Gate(pipe)
-    other = make_pipeline()
-    other.register_to_config(defaults=other.defaults | {"num_candidates": 2, "top_k": 7}, examples=["a banana"])
-
-    def load(source, tell):
-        if source == "dalle-mega":
-            raise ModelError("DALL·E mega takes 10.5 GB in float32, and 6.0 GB are free on cpu.")
-        tell("Downloading kuprel/min-dalle: 10 MB of 20 MB, 5.0 MB/s, 2 s left")
-        return pipe if source == "tiny" else other
-
-    models = Models(pipe, "tiny", load)
-    demo = create_demo(models, together=1)
-    _, url, _ = demo.launch(prevent_thread_lock=True, quiet=True, **launch_options())
-    yield url, gate
-    gate.open.set()
-    demo.close()
-    patch.undo()
-
-
-@pytest.fixture
-def gate(served):
-    gate = served[1]
-    gate.open.set()
-    gate.closed.clear()
-    yield gate
-    gate.open.set()
-
-
-@pytest.fixture
-def page(browser, served, request):
-    """A fresh visitor. Fails when the page asked another host for anything, or logged an error."""
-    size = getattr(request, "param", {"width": 1440, "height": 900})
-    context = browser.new_context(viewport=size, accept_downloads=True)
-    strangers, errors = [], []
-
-    def only_local(route):
-        if route.request.url.startswith(served[0]):
-            route.continue_()
-        else:
-            strangers.append(route.request.url)
-            route.abort()
-
-    context.route("**/*", only_local)
-    page = context.new_page()
-    page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
-    page.on("pageerror", lambda error: errors.append(str(error)))
-    page.goto(served[0])
-    expect(page.get_by_role("button", name="Generate")).to_be_enabled()
-    yield page
-    context.close()
-    assert strangers == [] and errors == []
-
-
-def prompt(page):
-    return page.get_by_label("Prompt", exact=True)
-
-
-def thumbnails(page):
-    return page.locator("#gallery .thumbnail-item")
-
-
-def captions(page) -> list[str]:
-    return page.locator("#gallery .caption-label").all_inner_texts()
-
-
-def generate(page, gate, text="a red fox"):
-    gate.open.clear()  # held half-way, so that the line of the run before is gone for certain
-    prompt(page).fill(text)
-    prompt(page).press("Enter")
-    expect(page.locator("#status")).to_contain_text("Drawing", timeout=30_000)
-    gate.open.set()
-    expect(page.locator("#status")).to_contain_text("ranked by CLIP", timeout=30_000)
-    expect(page.locator("#gallery .caption-label")).to_have_count(4)
+from tests.browser.steps import captions, generate, open_tab, prompt, thumbnails
 
 
 def test_previews_then_ranks_then_a_download(page, gate, tmp_path):
@@ -312,10 +190,6 @@ def photo(tmp_path):
     return path
 
 
-def tab(page, name):
-    page.get_by_role("tab", name=name, exact=True).click()
-
-
 def test_only_the_best_are_shown_when_that_is_asked_for(page, gate):
     generate(page, gate)
     page.locator("#best").get_by_label("1", exact=True).check()
@@ -364,7 +238,7 @@ def test_a_saved_picture_restores_everything(page, gate, browser, served):
 
 
 def test_completing_a_picture(page, gate, photo):
-    tab(page, "Complete")
+    open_tab(page, "Complete")
     page.locator("#complete-picture input[type=file]").first.set_input_files(photo)
     view = page.locator("#kept-view img")
     expect(view).to_be_visible(timeout=10_000)
@@ -385,7 +259,7 @@ def test_a_chosen_picture_goes_to_the_complete_tab(page, gate):
 
 
 def test_tokens_can_be_read_and_changed(page, photo):
-    tab(page, "Tokens")
+    open_tab(page, "Tokens")
     page.locator("#tokens-upload input[type=file]").set_input_files(photo)
     expect(page.locator("#tokens-figures")).to_contain_text("dB", timeout=10_000)
     picture = page.locator("#tokens-grid img")
@@ -400,7 +274,7 @@ def test_tokens_can_be_read_and_changed(page, photo):
 
 
 def test_recognising(page, photo):
-    tab(page, "Recognise")
+    open_tab(page, "Recognise")
     page.locator("#recognise-upload input[type=file]").set_input_files(photo)
     page.locator("#labels textarea").fill("a fox\ntwo apples")
     page.locator("#recognise").click()
@@ -409,7 +283,7 @@ def test_recognising(page, photo):
 
 
 def test_a_file_that_is_no_picture_is_refused_in_a_sentence(page, tmp_path):
-    tab(page, "Recognise")
+    open_tab(page, "Recognise")
     (tmp_path / "text.png").write_text("not a picture")
     page.locator("#recognise-upload input[type=file]").set_input_files(tmp_path / "text.png")
     page.locator("#labels textarea").fill("a fox")

@@ -1,0 +1,107 @@
+"""One page on tiny models and one real Chromium for all browser tests. Without a browser they fail; they are never skipped."""
+
+import threading
+import time
+
+import pytest
+from playwright.sync_api import expect, sync_playwright
+
+from dalle_core import ModelError
+from demo import Models, create_demo, launch_options
+from tests.browser.chromium import executable
+from tests.conftest import make_pipeline
+
+
+class Gate:
+    """Lets the test hold the sampling half-way, and see whether its generator was closed."""
+
+    def __init__(self, pipe):
+        self.open, self.closed, self.stream = threading.Event(), threading.Event(), pipe.stream
+        self.open.set()
+        pipe.stream = self
+
+    def __call__(self, *args, **kwargs):
+        steps = self.stream(*args, **kwargs)  # checks its arguments at once
+
+        def gated():
+            try:
+                for step in steps:
+                    while step.index > step.total // 2 and not self.open.is_set():
+                        time.sleep(0.02)
+                        yield step  # as a slow model would: the page can stop it between tokens
+                    yield step
+            finally:
+                steps.close()
+                self.closed.set()
+
+        return gated()
+
+
+@pytest.fixture(scope="package")
+def browser():
+    path = executable()
+    assert path, "No Chromium was found: install chromium, or set CHROMIUM to its path."
+    with sync_playwright() as playwright:
+        arguments = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
+        browser = playwright.chromium.launch(executable_path=path, args=arguments)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="package")
+def served(tmp_path_factory):
+    """(url, gate) of one page for all browser tests."""
+    patch = pytest.MonkeyPatch()
+    patch.setenv("GRADIO_TEMP_DIR", str(tmp_path_factory.mktemp("gradio")))
+    pipe = make_pipeline()
+    gate = Gate(pipe)
+    other = make_pipeline()
+    other.register_to_config(defaults=other.defaults | {"num_candidates": 2, "top_k": 7}, examples=["a banana"])
+
+    def load(source, tell):
+        if source == "dalle-mega":
+            raise ModelError("DALL·E mega takes 10.5 GB in float32, and 6.0 GB are free on cpu.")
+        tell("Downloading kuprel/min-dalle: 10 MB of 20 MB, 5.0 MB/s, 2 s left")
+        return pipe if source == "tiny" else other
+
+    models = Models(pipe, "tiny", load)
+    demo = create_demo(models, together=1)
+    _, url, _ = demo.launch(prevent_thread_lock=True, quiet=True, **launch_options())
+    yield url, gate
+    gate.open.set()
+    demo.close()
+    patch.undo()
+
+
+@pytest.fixture
+def gate(served):
+    gate = served[1]
+    gate.open.set()
+    gate.closed.clear()
+    yield gate
+    gate.open.set()
+
+
+@pytest.fixture
+def page(browser, served, request):
+    """A fresh visitor. Fails when the page asked another host for anything, or logged an error."""
+    size = getattr(request, "param", {"width": 1440, "height": 900})
+    context = browser.new_context(viewport=size, accept_downloads=True)
+    strangers, errors = [], []
+
+    def only_local(route):
+        if route.request.url.startswith(served[0]):
+            route.continue_()
+        else:
+            strangers.append(route.request.url)
+            route.abort()
+
+    context.route("**/*", only_local)
+    page = context.new_page()
+    page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.goto(served[0])
+    expect(page.get_by_role("button", name="Generate")).to_be_enabled()
+    yield page
+    context.close()
+    assert strangers == [] and errors == []
