@@ -162,6 +162,19 @@ class DallePipeline(DiffusionPipeline):
         return self._images(checked[None])[0]
 
     @torch.inference_mode()
+    def tile(self, tokens: torch.Tensor) -> Image.Image:
+        """Tokens [grid, grid] -> their picture as a seamless tile: decoded as it looks with copies of itself on all sides.
+
+        min-dalle's `is_seamless` decodes a grid of different candidates in this way. Raises InputError as `decode` does.
+        """
+        checked, _ = self._forced(tokens, torch.ones(self.grid_size, self.grid_size, dtype=torch.bool))
+        grid, half, side = checked.view(self.grid_size, self.grid_size), self.grid_size // 2, self.image_size
+        around = grid.roll((half, half), (0, 1)).repeat(2, 2)  # half a picture on each side of the whole one
+        pixels = images.decode(self.image_tokenizer, around[None].to(self.image_tokenizer.device))
+        start = half * (side // self.grid_size)
+        return images.to_images(pixels[..., start : start + side, start : start + side])[0]
+
+    @torch.inference_mode()
     def log_likelihood(self, tokens: torch.Tensor, prompts: list[str]) -> list[float]:
         """log p(tokens | prompt) of each prompt, in nats a token: how well the prior finds that the picture fits."""
         tokens, _ = self._forced(tokens, torch.ones(self.grid_size, self.grid_size, dtype=torch.bool))

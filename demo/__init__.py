@@ -48,7 +48,7 @@ def launch_options(public: bool = False) -> dict:
         "theme": theme(),
         "css": CSS,
         "js": JS,
-        "head": HEAD + history.HEAD + vote.HEAD,
+        "head": HEAD + history.HEAD + vote.HEAD + complete.HEAD,
         "show_error": False,
         "max_file_size": "5mb",
         "allowed_paths": [],

@@ -1,6 +1,8 @@
 """The Complete tab: keep some cells of a picture and draw the others, ranked."""
 
+import json
 from contextlib import closing
+from pathlib import Path
 
 import gradio as gr
 import numpy as np
@@ -8,30 +10,49 @@ import torch
 from PIL import Image
 
 from dalle_core import InputError
-from demo import run
+from demo import history, pool, run
 from demo.models import Models
-from demo.pictures import SHOWN, enlarge
+from demo.pictures import enlarge
 from demo.tokens import square, with_grid
-from demo.uploads import open_picture, picture_input
+from demo.uploads import open_picture, picture_input, read_recipe
 
-BRUSHES = {"one cell": 0, "3 x 3 cells": 1, "5 x 5 cells": 2}  # cells on each side of the one that is clicked
-
-
-def top_rows(grid: int, rows: int) -> list[list[bool]]:
-    """Which cells stay [grid][grid]: those of the first rows."""
-    return [[row < int(rows)] * grid for row in range(grid)]
+BRUSHES = {"one cell": 0, "3 x 3 cells": 1, "5 x 5 cells": 2}  # cells on each side of the one that is painted
+EDGES = ["top", "left", "bottom", "right", "border", "middle"]
+MAX_POINTS = 5000  # of one stroke
+HEAD = f"<script>{(Path(__file__).parent / 'paint.js').read_text()}</script>"
 
 
-def toggled(keep: list[list[bool]], x: int, y: int, side: int, brush: str) -> list[list[bool]]:
-    """`keep` after a click at pixel (x, y) of a picture `side` pixels wide: the cells under the brush become what the
-    clicked one was not."""
-    grid = len(keep)
-    row, column = (min(int(value * grid / side), grid - 1) for value in (y, x))
-    reach, value = BRUSHES[brush], not keep[row][column]
-    return [
-        [value if abs(i - row) <= reach and abs(j - column) <= reach else keep[i][j] for j in range(grid)]
-        for i in range(grid)
-    ]
+def edge(grid: int, side: str, width: int) -> list[list[bool]]:
+    """Which cells stay [grid][grid]: `width` rows or columns at one side, all round ("border"), or all but those ("middle")."""
+    near = np.arange(grid) < int(width)
+    rows, columns = np.meshgrid(near, near, indexing="ij")
+    border = rows | columns | rows[::-1] | columns[:, ::-1]
+    kept = {"top": rows, "left": columns, "bottom": rows[::-1], "right": columns[:, ::-1], "border": border, "middle": ~border}
+    return kept[side].tolist()
+
+
+def read_stroke(text: str | None) -> list[tuple[float, float]]:
+    """The points (x, y) of a stroke, each from 0 to 1, as the page's script writes them; [] for anything else."""
+    try:
+        points = [(float(x), float(y)) for x, y in json.loads(text)]
+    except (ValueError, TypeError, RecursionError):
+        return []
+    return points if len(points) <= MAX_POINTS and all(0 <= value <= 1 for point in points for value in point) else []
+
+
+def painted(keep: list[list[bool]], points: list[tuple[float, float]], brush: str) -> list[list[bool]]:
+    """`keep` after a stroke: every cell under the brush becomes what the first one was not."""
+    grid, reach = len(keep), BRUSHES[brush]
+    line = np.array(points)
+    # A quick hand leaves gaps between the points: filled by steps of less than a cell.
+    steps = np.ceil(np.abs(np.diff(line, axis=0)).max(axis=1, initial=0) * grid * 2).astype(int)
+    filled = [line[:1]] + [np.linspace(a, b, n + 1) for a, b, n in zip(line, line[1:], steps)]
+    cells = np.minimum((np.concatenate(filled) * grid).astype(int), grid - 1)
+    after, (column, row) = np.array(keep), cells[0]
+    value = not keep[row][column]
+    for column, row in cells:
+        after[max(row - reach, 0) : row + reach + 1, max(column - reach, 0) : column + reach + 1] = value
+    return after.tolist()
 
 
 def shown_kept(pipe, tokens: list[list[int]], keep: list[list[bool]]) -> Image.Image:
@@ -42,24 +63,40 @@ def shown_kept(pipe, tokens: list[list[int]], keep: list[list[bool]]) -> Image.I
     return with_grid(pipe, Image.composite(image, pale, mask), None)
 
 
+def tokens_of(pipe, path: str | None) -> list[list[int]]:
+    """The tokens [grid][grid] of a picture: the very ones it was drawn from when it carries them, else the image tokenizer's.
+
+    Raises InputError.
+    """
+    image = open_picture(path)
+    try:
+        return read_recipe(path, pipe)["tokens"]
+    except InputError:  # no picture of this page and model
+        return pipe.encode(square(pipe, image)).tolist()
+
+
 def build(models: Models, together: int):
     """Adds the tab; returns (the component that takes a picture, the prompt, the event handler that opens a picture and
     its outputs), for other tabs to fill."""
     pipe = models.pipe
     tokens, keep = gr.State(None), gr.State(None)  # of the picture, [grid][grid]
     gr.Markdown(
-        "Keep a part of a picture, and let the model draw the rest for your prompt. Click cells to release or keep them. "
+        "Keep a part of a picture, and let the model draw the rest for your prompt. Click cells, or paint over them, to release "
+        "or keep them. "
         "The model draws row by row from the top and never looks below: what is kept lower down does not guide what is "
         "drawn above it."
     )
     with gr.Row():
         with gr.Column():
             upload = picture_input("Picture", "complete-picture", 220)
-            rows = gr.Slider(0, pipe.grid_size, pipe.grid_size // 2, step=1, label="Keep the rows at the top", elem_id="rows")
-            brush = gr.Radio(list(BRUSHES), value="one cell", label="A click changes", elem_id="brush")
+            side = gr.Radio(EDGES, value="top", label="Keep", elem_id="side")
+            rows = gr.Slider(
+                0, pipe.grid_size, pipe.grid_size // 2, step=1, label="Cells from the edge", elem_id="rows",
+            )  # fmt: skip
+            brush = gr.Radio(list(BRUSHES), value="one cell", label="The brush", elem_id="brush")
         with gr.Column():
             view = gr.Image(
-                label="What is kept; pale cells are drawn anew", interactive=False, format="png", elem_id="kept-view",
+                label="What is kept: click or paint; pale cells are drawn anew", interactive=False, format="png", elem_id="kept-view",
                 buttons=[],
             )  # fmt: skip
     with gr.Row(elem_id="complete-row"):
@@ -76,37 +113,44 @@ def build(models: Models, together: int):
         columns=4, format="png", object_fit="contain", show_label=False, label="Completions", height="auto",
         elem_id="completions", elem_classes="ranked", buttons=["download"], visible=False,
     )  # fmt: skip
+    again = gr.Button("Go on from the chosen one", elem_id="complete-again", visible=False)
+    paths, chosen = gr.State([]), gr.State(None)  # of the completions on show, best first; of the one that was clicked
+    entry = gr.Textbox(elem_id="completed", elem_classes="offstage", show_label=False)  # for the history, by the page's script
 
-    def take(path, rows):
+    def take(path, side, rows):
         """A picture -> its tokens, and the cells that are kept at first."""
         pipe = models.pipe
         try:
-            grid = pipe.encode(square(pipe, open_picture(path))).tolist()
+            grid = tokens_of(pipe, path)
         except InputError as error:
             raise run.sentence(error) from None
-        mask = top_rows(pipe.grid_size, rows)
+        mask = edge(pipe.grid_size, side, rows)
         return grid, mask, shown_kept(pipe, grid, mask)
 
-    opening = dict(fn=take, inputs=[upload, rows], outputs=[tokens, keep, view], api_visibility="private")
+    opening = dict(fn=take, inputs=[upload, side, rows], outputs=[tokens, keep, view], api_visibility="private")
     upload.input(**opening)
 
-    def keep_rows(tokens, rows):
-        mask = top_rows(models.pipe.grid_size, rows)
+    def keep_edge(tokens, side, rows):
+        mask = edge(models.pipe.grid_size, side, rows)
         return mask, shown_kept(models.pipe, tokens, mask) if tokens else None
 
-    rows.change(
-        keep_rows, [tokens, rows], [keep, view], show_progress="hidden", trigger_mode="always_last", api_visibility="private"
-    )
+    gr.on(
+        [rows.change, side.change], keep_edge, [tokens, side, rows], [keep, view], show_progress="hidden",
+        trigger_mode="always_last", api_visibility="private",
+    )  # fmt: skip
 
-    def click(tokens, keep, brush, event: gr.SelectData):
-        if not tokens:
+    def paint(stroke, tokens, keep, brush):
+        points = read_stroke(stroke)
+        if not tokens or not points:
             return gr.skip(), gr.skip()
-        pipe = models.pipe
-        side = enlarge(Image.new("RGB", (pipe.image_size,) * 2)).width if pipe.image_size < SHOWN else pipe.image_size
-        mask = toggled(keep, *event.index, side, brush)
-        return mask, shown_kept(pipe, tokens, mask)
+        mask = painted(keep, points, brush)
+        return mask, shown_kept(models.pipe, tokens, mask)
 
-    view.select(click, [tokens, keep, brush], [keep, view], show_progress="hidden", api_visibility="private")
+    stroke = gr.Textbox(elem_id="stroke-said", elem_classes="offstage", show_label=False)
+    gr.Button(elem_id="painted", elem_classes="offstage").click(
+        paint, [stroke, tokens, keep, brush], [keep, view], show_progress="hidden", api_visibility="private",
+        js="(stroke, ...values) => [dallePaint.stroke(), ...values]",
+    )  # fmt: skip
 
     def complete(tokens, keep, prompt, count, seed):
         """Streams completions: tokens [grid][grid] of a picture, keep [grid][grid] which of them stay."""
@@ -127,19 +171,23 @@ def build(models: Models, together: int):
                 shown = gr.skip()
                 if update.previews is not None:
                     shown = gr.update(value=[(enlarge(image), "") for image in update.previews], visible=True)
-                if update.items is not None:
-                    shown = gr.update(value=[(item["path"], run.label(item)) for item in update.items], visible=True)
-                yield shown, update.line + update.cut
+                if update.items is None:
+                    yield shown, update.line + update.cut, gr.skip(), gr.skip(), gr.update(visible=False), gr.skip()
+        items = pool.ranked([item | {"tokens": history.pack(item["tokens"])} for item in update.items])
+        shown = gr.update(value=pool.gallery_items(items, pool.RANKED), visible=True)
+        names = [item["path"] for item in items]
+        yield shown, update.line + update.cut, names, names[0], gr.update(visible=True), history.to_entry(items)
 
     def complete_picture(picture, rows, prompt, count, seed):
         """Keeps the rows of tokens at the top of a picture and draws the rest for a prompt: candidates, best first."""
-        grid, mask, _ = take(picture, rows)
-        yield from complete(grid, mask, prompt, count, seed)
+        grid, mask, _ = take(picture, "top", rows)
+        for pictures, line, *_ in complete(grid, mask, prompt, count, seed):
+            yield pictures, line
 
     event = gr.on(
-        [go.click, prompt.submit], complete, [tokens, keep, prompt, count, seed], [gallery, progress],
-        api_name="complete_cells", api_visibility="private", show_progress="minimal", show_progress_on=progress, concurrency_id="sampling", concurrency_limit=together,
-        trigger_mode="once",
+        [go.click, prompt.submit], complete, [tokens, keep, prompt, count, seed], [gallery, progress, paths, chosen, again, entry],
+        api_visibility="private", show_progress="minimal", show_progress_on=progress, concurrency_id="sampling",
+        concurrency_limit=together, trigger_mode="once",
     )  # fmt: skip
     # For programs, which hold no state: the same from a picture.
     gr.Button(visible=False).click(
@@ -148,4 +196,11 @@ def build(models: Models, together: int):
     )  # fmt: skip
     event.then(run.stopped, progress, progress, queue=False, show_progress="hidden", api_visibility="private")
     stop.click(None, cancels=[event], queue=False, api_visibility="private")
+    entry.change(None, entry, None, js="(text) => { dalleHistory.save(text); }", api_visibility="private")
+
+    def choose(paths, event: gr.SelectData):
+        return paths[event.index] if event.index < len(paths) else gr.skip()
+
+    gallery.select(choose, paths, chosen, queue=False, show_progress="hidden", api_visibility="private")
+    again.click(lambda path: path, chosen, upload, show_progress="hidden", api_visibility="private").then(**opening)
     return upload, prompt, opening

@@ -196,7 +196,10 @@ def build(models: Models, demo: gr.Blocks, together: int) -> None:
                     yield update(progress=step.line, **changes)
         packed = [item | {"tokens": history.pack(item["tokens"])} for item in step.items]
         items = pool.ranked([*before, *packed])
-        archive = pool.archive(items, gallery.GRADIO_CACHE) if before else step.archive
+        try:
+            archive = pool.archive(items, gallery.GRADIO_CACHE, save_recipe)
+        except OSError as error:
+            raise gr.Error(f"The pictures could not be zipped: {error.strerror or error}.", print_exception=False) from None
         # The notice again: a client of the endpoint reads only this last update.
         yield grid(items, order, best, archive, notice=step.cut, progress=step.line, entry=history.to_entry(items),
                    stop=gr.update(interactive=False))  # fmt: skip
@@ -254,7 +257,7 @@ def build(models: Models, demo: gr.Blocks, together: int) -> None:
             log.exception("opening an entry failed")
             raise gr.Error("Opening it failed. The server's log says why.", print_exception=False) from None
         line = said(f"{total} candidates from the history")
-        yield grid(items, order, ALL, pool.archive(items, gallery.GRADIO_CACHE), progress=line, notice="",
+        yield grid(items, order, ALL, pool.archive(items, gallery.GRADIO_CACHE, save_recipe), progress=line, notice="",
                    seed=str(items[0]["seed"]), drawn="", stop=gr.update(interactive=False)) + [
             request["prompt"], request["negative_prompt"], *(request["settings"][name] for name in SETTINGS), ALL,
         ]  # fmt: skip

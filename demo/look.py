@@ -82,6 +82,9 @@ CSS = """
 #augmented .thumbnail-item { border-radius: 10px; background: #fff; overflow: hidden; aspect-ratio: 1; height: auto; }
 #augmented .caption-label { left: 0; right: 0; max-width: none; border: 0; border-radius: 0; padding: .1rem .4rem;
   font-size: .7rem; background: rgba(28, 25, 23, .78); color: #fff; }
+#kept-view img { cursor: crosshair; touch-action: none; user-select: none; }
+#stroke { position: absolute; pointer-events: none; z-index: 50; }
+#stroke polyline { fill: none; stroke: #e8590c; stroke-width: 2.5; stroke-linecap: round; opacity: .8; }
 #chosen img { border-radius: 14px; background: #fff; }
 .figures table { width: 100%; border-collapse: collapse; font-size: .9rem; }
 .figures td, .figures th { border: 0; border-bottom: 1px solid var(--border-color-primary); padding: .35rem .4rem;

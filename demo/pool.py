@@ -1,10 +1,15 @@
 """The pool: all finished candidates of one prompt, ranked together, and how they are listed and plotted."""
 
+import base64
 import html
+import json
+import math
 import secrets
 import tempfile
 import zipfile
 from pathlib import Path
+
+import numpy as np
 
 from demo.permalink import query
 from demo.pictures import file_name
@@ -76,12 +81,21 @@ def facts(chosen: dict, items: list[dict]) -> str:
     return f"<table>{cells}</table>{plot(items, chosen)}{link}"
 
 
-def archive(items: list[dict], cache: str) -> Path:
-    """A zip of the pool's pictures, in a new folder below `cache`."""
+def manifest_line(item: dict) -> dict:
+    """A candidate's file and recipe."""
+    tokens = np.frombuffer(base64.b64decode(item["tokens"]), "<u2")
+    return {"file": Path(item["path"]).name, **{key: value for key, value in item["request"].items() if key != "varied"},
+            **{key: item[key] for key in ("rank", "score", "seed", "index")}, "tokens": tokens.reshape(math.isqrt(tokens.size), -1).tolist()}  # fmt: skip
+
+
+def archive(items: list[dict], cache: str, save_recipe: bool = True) -> Path:
+    """A zip of the pool's pictures, in a new folder below `cache`; with a manifest, `recipes.json`, if that is wanted."""
     best = items[0]
     folder = Path(tempfile.mkdtemp(dir=cache))
     path = folder / file_name(best["request"]["prompt"], best["seed"], len(items)).replace(".png", ".zip")
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as zip_:
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as zip_:  # PNGs are compressed already
         for item in items:
             zip_.write(item["path"], Path(item["path"]).name)
+        if save_recipe:
+            zip_.writestr("recipes.json", json.dumps([manifest_line(item) for item in items], ensure_ascii=False, indent=1))
     return path

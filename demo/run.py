@@ -7,7 +7,6 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
-from pathlib import Path
 
 import gradio as gr
 from PIL import Image
@@ -30,7 +29,6 @@ class Update:
     cut: str = ""  # HTML: where the prompt was cut
     previews: list[Image.Image] | None = None
     items: list[dict] | None = None  # on the last one: path, rank, score, seed, index, tokens, request; best first
-    archive: Path | None = None
 
 
 def said(line: str) -> str:
@@ -127,7 +125,7 @@ def draw(
                 if step.previews is not None or now - shown_at > UPDATE_EVERY:
                     shown_at = now
                     yield Update(status(step.index, step.total, now - started), previews=step.previews)
-            paths, archive = save_all(step.generation, pipe.name, cache, save_recipe)
+            paths = save_all(step.generation, pipe.name, cache, save_recipe)
         except (InputError, ModelError) as error:
             raise sentence(error) from None
         except OSError as error:
@@ -146,4 +144,4 @@ def draw(
         for rank, (candidate, path) in enumerate(zip(step.generation.candidates, paths), 1)
     ]
     line = done(len(items), seed, time.monotonic() - started, items[0]["score"] is not None)
-    yield Update(line, cut=cut, items=items, archive=archive)
+    yield Update(line, cut=cut, items=items)

@@ -44,7 +44,7 @@ def test_file_names(prompt, name):
 
 def test_saved_pictures_carry_their_recipe(tiny_pipeline, tmp_path):
     generation = tiny_pipeline("a red fox", num_candidates=3, seed=5)
-    paths, archive = pictures.save_all(generation, "tiny", str(tmp_path))
+    paths = pictures.save_all(generation, "tiny", str(tmp_path))
     for candidate, path in zip(generation.candidates, paths):
         recipe = json.loads(Image.open(path).text["dalle"])
         assert recipe["tokens"] == candidate.tokens.tolist() and recipe["seed"] == 5
@@ -238,7 +238,7 @@ def test_what_is_no_picture_is_refused_in_a_sentence(odd_pictures, name):
 
 def test_a_saved_picture_gives_its_recipe_back_and_a_forged_one_does_not(tiny_pipeline, tmp_path):
     generation = tiny_pipeline("a red fox", num_candidates=2, seed=5, guidance_scale=2.0)
-    paths, _ = pictures.save_all(generation, "tiny", str(tmp_path))
+    paths = pictures.save_all(generation, "tiny", str(tmp_path))
     recipe = uploads.read_recipe(str(paths[0]), tiny_pipeline)
     best = generation.candidates[0]
     assert recipe["prompt"] == "a red fox" and recipe["seed"] == 5 and recipe["settings"]["guidance_scale"] == 2.0

@@ -104,5 +104,5 @@ def test_pools_merge_and_show_the_best_or_the_rejected(items):
 
 
 def test_a_picture_without_its_recipe(tiny_pipeline, tmp_path):
-    paths, _ = pictures.save_all(tiny_pipeline("a red fox", num_candidates=1, seed=5), "tiny", str(tmp_path), save_recipe=False)
+    paths = pictures.save_all(tiny_pipeline("a red fox", num_candidates=1, seed=5), "tiny", str(tmp_path), save_recipe=False)
     assert "dalle" not in Image.open(paths[0]).info
