@@ -11,8 +11,8 @@ from dalle_core import InputError
 from demo import run
 from demo.models import Models
 from demo.pictures import SHOWN, enlarge
-from demo.tokens import square, with_grid
-from demo.uploads import open_picture, picture_input
+from demo.tokens import tokens_of, with_grid
+from demo.uploads import picture_input
 
 BRUSHES = {"one cell": 0, "3 x 3 cells": 1, "5 x 5 cells": 2}  # cells on each side of the one that is clicked
 
@@ -60,7 +60,7 @@ def build(models: Models, together: int):
         with gr.Column():
             view = gr.Image(
                 label="What is kept; pale cells are drawn anew", interactive=False, format="png", elem_id="kept-view",
-                buttons=[],
+                buttons=[], alt_text="The picture and its cells; pale ones are drawn anew",
             )  # fmt: skip
     with gr.Row(elem_id="complete-row"):
         prompt = gr.Textbox(label="Prompt", elem_id="complete-prompt", max_lines=1, max_length=run.MAX_PROMPT, scale=4)
@@ -81,7 +81,7 @@ def build(models: Models, together: int):
         """A picture -> its tokens, and the cells that are kept at first."""
         pipe = models.pipe
         try:
-            grid = pipe.encode(square(pipe, open_picture(path))).tolist()
+            grid = tokens_of(pipe, path)
         except InputError as error:
             raise run.sentence(error) from None
         mask = top_rows(pipe.grid_size, rows)
@@ -146,6 +146,7 @@ def build(models: Models, together: int):
         complete_picture, [upload, rows, prompt, count, seed], [gallery, progress], api_name="complete",
         concurrency_id="sampling", concurrency_limit=together,
     )  # fmt: skip
-    event.then(run.stopped, progress, progress, queue=False, show_progress="hidden", api_visibility="private")
+    for ended in (event.then, event.failure):  # `then` alone does not come after an error
+        ended(run.stopped, progress, progress, queue=False, show_progress="hidden", api_visibility="private")
     stop.click(None, cancels=[event], queue=False, api_visibility="private")
     return upload, prompt, opening

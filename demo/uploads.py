@@ -21,7 +21,8 @@ def picture_input(label: str, name: str, height: int) -> gr.Image:
     """A component that takes a picture and hands on the file's path as it came: gr.Image itself would open the file, and
     fail in its own words."""
     component = gr.Image(
-        label=label, type="filepath", sources=["upload", "webcam", "clipboard"], elem_id=name, height=height, buttons=[]
+        label=label, type="filepath", sources=["upload", "webcam", "clipboard"], elem_id=name, height=height, buttons=[],
+        alt_text=label,
     )
     component.preprocess = lambda payload: payload.path if payload is not None else None
     return component

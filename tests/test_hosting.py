@@ -8,10 +8,10 @@ import yaml
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 from gradio.routes import App
-from PIL import Image
+from PIL import Image, PngImagePlugin
 from starlette.testclient import TestClient
 
-from demo import Models, about, create_demo, launch_options, public, space
+from demo import Models, about, create_demo, launch_options, pictures, public, space, tokens
 
 
 class Hub:
@@ -167,6 +167,24 @@ def test_complete_keeps_the_rows_at_the_top(client, tiny_pipeline, tmp_path):
     for item in gallery["value"]:
         recipe = json.loads(Image.open(item["image"]).text["dalle"])
         assert recipe["tokens"][:2] == kept.tolist()
+
+
+def test_a_saved_picture_is_completed_from_its_own_tokens_until_it_is_changed(client, tiny_pipeline, tmp_path):
+    generation = tiny_pipeline("a red fox", num_candidates=1, seed=1)
+    paths, _ = pictures.save_all(generation, "tiny", str(tmp_path))
+    own = generation.candidates[0].tokens
+    assert tokens.tokens_of(tiny_pipeline, str(paths[0])) == own.tolist()
+    with Image.open(paths[0]) as image:
+        changed, info = image.copy(), PngImagePlugin.PngInfo()
+        info.add_text("dalle", image.text["dalle"])
+    changed.paste("white", (0, 0, 200, 200))
+    changed.save(tmp_path / "changed.png", pnginfo=info)
+    seen = tiny_pipeline.encode(changed)
+    assert tokens.tokens_of(tiny_pipeline, str(tmp_path / "changed.png")) == seen.tolist() != own.tolist()
+    for path, kept in ((paths[0], own), (tmp_path / "changed.png", seen)):
+        gallery, _ = client.predict(handle_file(path), rows=3, prompt="two apples", count=1, seed="5", api_name="/complete")
+        recipe = json.loads(Image.open(gallery["value"][0]["image"]).text["dalle"])
+        assert recipe["tokens"][:3] == kept[:3].tolist()
 
 
 def test_recognise_ranks_the_labels(client, tiny_pipeline, tmp_path):
