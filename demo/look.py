@@ -83,7 +83,7 @@ CSS = """
 #augmented .caption-label { left: 0; right: 0; max-width: none; border: 0; border-radius: 0; padding: .1rem .4rem;
   font-size: .7rem; background: rgba(28, 25, 23, .78); color: #fff; }
 #chosen img { border-radius: 14px; background: #fff; }
-.figures, #model-card { overflow-x: auto; }
+.figures, #model-card { contain: inline-size; overflow-x: auto; }  /* a wide table does not widen a phone's page */
 .figures table { width: 100%; border-collapse: collapse; font-size: .9rem; }
 .figures td, .figures th { border: 0; border-bottom: 1px solid var(--border-color-primary); padding: .35rem .4rem;
   text-align: left; font-variant-numeric: tabular-nums; }

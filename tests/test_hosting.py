@@ -187,6 +187,15 @@ def test_a_saved_picture_is_completed_from_its_own_tokens_until_it_is_changed(cl
         assert recipe["tokens"][:3] == kept[:3].tolist()
 
 
+def test_reconstruct_shows_what_the_tokenizer_makes_of_a_picture(client, tiny_pipeline, tmp_path):
+    Image.effect_noise((64, 64), 80).convert("RGB").save(tmp_path / "noise.png")
+    shown, (original, decoded), _, table, *_ = client.predict(handle_file(tmp_path / "noise.png"), api_name="/reconstruct")
+    expected = tiny_pipeline.decode(tiny_pipeline.encode(Image.open(tmp_path / "noise.png")))
+    assert Image.open(decoded).convert("RGB").tobytes() == pictures.enlarge(expected).tobytes()
+    assert Image.open(original).size == Image.open(shown).size == (384, 384)
+    assert "4 x 4 tokens of 64 codes" in table and "dB" in table
+
+
 def test_recognise_ranks_the_labels(client, tiny_pipeline, tmp_path):
     tiny_pipeline("a red fox", num_candidates=1, seed=1).candidates[0].image.save(tmp_path / "fox.png")
     table = client.predict(handle_file(tmp_path / "fox.png"), labels="a fox\ntwo apples", api_name="/recognise")
