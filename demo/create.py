@@ -113,8 +113,8 @@ def build(models: Models, demo: gr.Blocks, together: int) -> None:
             )  # fmt: skip
         with gr.Column(scale=2, min_width=300), gr.Column(visible=False, elem_id="detail") as detail:
             chosen = gr.Image(
-                show_label=False, label="Chosen picture", alt_text="Chosen picture", elem_id="chosen", format="png", interactive=False,
-                buttons=["fullscreen"], height="auto",
+                show_label=False, label="Chosen picture", elem_id="chosen", format="png", interactive=False,
+                buttons=["fullscreen"], height="auto", alt_text="Chosen picture",
             )  # fmt: skip
             table = gr.HTML("", elem_id="facts")
             with gr.Row():

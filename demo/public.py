@@ -34,7 +34,8 @@ class QueueBound:
             return await self.app(scope, receive, send)
         visitor = address(scope)
         if not self.limiter.hit(RATE, visitor):
-            return await refusal("These are too many requests in a minute: wait a little, then try again.")(scope, receive, send)
+            said = "These are too many requests in a minute: wait a little, then try again."
+            return await refusal(said)(scope, receive, send)
         if self.joining[visitor] + waiting(scope["app"], visitor) >= PLACES:
             said = f"{PLACES} of your requests are waiting already: let one of them finish, or stop it, then try again."
             return await refusal(said)(scope, receive, send)

@@ -59,7 +59,8 @@ def saved(page):
 DROP = """([text, name]) => {
   const bytes = Uint8Array.from(atob(text), (c) => c.charCodeAt(0)), data = new DataTransfer();
   data.items.add(new File([bytes], name, { type: "image/png" }));
-  document.querySelector("#header").dispatchEvent(new DragEvent("drop", { bubbles: true, cancelable: true, dataTransfer: data }));
+  const event = new DragEvent("drop", { bubbles: true, cancelable: true, dataTransfer: data });
+  document.querySelector("#header").dispatchEvent(event);
 }"""
 
 

@@ -3,10 +3,13 @@
 import pytest
 from playwright.sync_api import expect
 
-from tests.browser.steps import generate, open_tab, prompt, thumbnails
+from tests.browser.steps import generate, open_tab, thumbnails
 
 TABS = ["Create", "Complete", "Tokens", "Recognise", "Compare", "Augment", "Model"]
-USED = {"button", "link", "textbox", "searchbox", "combobox", "listbox", "slider", "spinbutton", "checkbox", "radio", "tab", "switch"}
+USED = {
+    "button", "checkbox", "combobox", "link", "listbox", "radio", "searchbox", "slider", "spinbutton", "switch", "tab",
+    "textbox",
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("page", [{"width": 1440, "height": 900}, {"width": 390, "height": 844}], indirect=True)
