@@ -91,10 +91,14 @@ def _decode(model: VQModel, tokens: torch.Tensor, twice: bool) -> torch.Tensor:
 
 def flat(image: Image.Image) -> Image.Image:
     """Any PIL image as RGB: upright (EXIF), transparency on white, the first frame."""
-    image = ImageOps.exif_transpose(image)
-    if image.mode.startswith(("I;16", "I", "F")):  # 16 bits a channel: Pillow would clip, not scale
+    try:
+        image = ImageOps.exif_transpose(image)
+    except Exception:  # of any kind, when the EXIF data is damaged; the picture itself is not
+        pass
+    if image.mode.startswith(("I", "F")):  # more than 8 bits a channel: Pillow would clip, not scale
         array = np.asarray(image, dtype=np.float64)
-        image = Image.fromarray((array / max(array.max(), 1) * 255).astype(np.uint8))
+        white = 65535 if image.mode.startswith("I;16") else max(array.max(), 1)
+        image = Image.fromarray((array / white * 255).astype(np.uint8))
     if image.mode == "RGB":
         return image
     image = image.convert("RGBA")

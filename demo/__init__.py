@@ -6,10 +6,12 @@ import os
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read at gradio's import: no look-ups at start-up
 
 import gradio as gr  # noqa: E402
+from starlette.middleware import Middleware  # noqa: E402
 
 from demo import about, augment, compare, complete, create, history, recognise, tokens, vote  # noqa: E402
 from demo.look import CSS, HEAD, JS, header, theme  # noqa: E402
 from demo.models import Models  # noqa: E402
+from demo.public import QueueBound  # noqa: E402
 
 
 def create_demo(models: Models, together: int = 4) -> gr.Blocks:
@@ -25,7 +27,7 @@ def create_demo(models: Models, together: int = 4) -> gr.Blocks:
             with gr.Tab("Tokens", id="tokens"):
                 tokens.build(models)
             with gr.Tab("Recognise", id="recognise"):
-                recognise.build(models)
+                recognise.build(models, together)
             with gr.Tab("Compare", id="compare"):
                 compare.build(models, together)
             with gr.Tab("Augment", id="augment"):
@@ -58,5 +60,6 @@ def launch_options(public: bool = False) -> dict:
         "footer_links": ["api"],
         "state_session_capacity": 200 if public else 10_000,
         "pwa": True,
+        "app_kwargs": {"middleware": [Middleware(QueueBound)]} if public else {},
         "mcp_server": importlib.util.find_spec("mcp") is not None,
     }

@@ -40,6 +40,7 @@ def build(models: Models, tab: gr.Tab) -> None:
     drawn = gr.Image(
         label="Prompts that training never saw: real, through the image tokenizer, best of 1, 4, 16, 64 by CLIP", interactive=False,
         format="png", elem_id="model-evaluation", visible=False, buttons=[],
+        alt_text="Pictures of prompts that training never saw",
     )  # fmt: skip
 
     def show():

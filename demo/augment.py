@@ -175,5 +175,6 @@ def build(models: Models, together: int) -> None:
         show_progress="minimal", show_progress_on=line, concurrency_id="sampling", concurrency_limit=together,
         trigger_mode="once",
     )  # fmt: skip
-    event.then(pack, unpacked, [line, download, unpacked], queue=False, show_progress="hidden", api_visibility="private")
+    for ended in (event.then, event.failure):  # `then` alone does not come after an error
+        ended(pack, unpacked, [line, download, unpacked], queue=False, show_progress="hidden", api_visibility="private")
     stop.click(None, cancels=[event], queue=False, api_visibility="private")

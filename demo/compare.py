@@ -61,7 +61,7 @@ def build(models: Models, together: int) -> None:
     line = gr.HTML("", elem_id="compare-status", elem_classes="status")
     picture = gr.Image(
         label="X/Y grid", show_label=False, interactive=False, format="png", elem_id="compare-grid", visible=False,
-        buttons=["fullscreen"],
+        buttons=["fullscreen"], alt_text="X/Y grid",
     )  # fmt: skip
     with gr.Row(visible=False) as exports:
         as_picture = gr.DownloadButton("Download the grid", elem_id="compare-png")
@@ -125,5 +125,6 @@ def build(models: Models, together: int) -> None:
         api_name="compare", show_progress="minimal", show_progress_on=line, concurrency_id="sampling",
         concurrency_limit=together, trigger_mode="once",
     )  # fmt: skip
-    event.then(run.stopped, line, line, queue=False, show_progress="hidden", api_visibility="private")
+    for ended in (event.then, event.failure):  # `then` alone does not come after an error
+        ended(run.stopped, line, line, queue=False, show_progress="hidden", api_visibility="private")
     stop.click(None, cancels=[event], queue=False, api_visibility="private")

@@ -13,8 +13,8 @@ from dalle_core import InputError
 from demo import history, pool, run
 from demo.models import Models
 from demo.pictures import enlarge
-from demo.tokens import square, with_grid
-from demo.uploads import open_picture, picture_input, read_recipe
+from demo.tokens import tokens_of, with_grid
+from demo.uploads import picture_input
 
 BRUSHES = {"one cell": 0, "3 x 3 cells": 1, "5 x 5 cells": 2}  # cells on each side of the one that is painted
 EDGES = ["top", "left", "bottom", "right", "border", "middle"]
@@ -63,18 +63,6 @@ def shown_kept(pipe, tokens: list[list[int]], keep: list[list[bool]]) -> Image.I
     return with_grid(pipe, Image.composite(image, pale, mask), None)
 
 
-def tokens_of(pipe, path: str | None) -> list[list[int]]:
-    """The tokens [grid][grid] of a picture: the very ones it was drawn from when it carries them, else the image tokenizer's.
-
-    Raises InputError.
-    """
-    image = open_picture(path)
-    try:
-        return read_recipe(path, pipe)["tokens"]
-    except InputError:  # no picture of this page and model
-        return pipe.encode(square(pipe, image)).tolist()
-
-
 def build(models: Models, together: int):
     """Adds the tab; returns (the component that takes a picture, the prompt, the event handler that opens a picture and
     its outputs), for other tabs to fill."""
@@ -96,8 +84,8 @@ def build(models: Models, together: int):
             brush = gr.Radio(list(BRUSHES), value="one cell", label="The brush", elem_id="brush")
         with gr.Column():
             view = gr.Image(
-                label="What is kept: click or paint; pale cells are drawn anew", interactive=False, format="png", elem_id="kept-view",
-                buttons=[],
+                label="What is kept: click or paint; pale cells are drawn anew", interactive=False, format="png",
+                elem_id="kept-view", buttons=[], alt_text="The picture and its cells; pale ones are drawn anew",
             )  # fmt: skip
     with gr.Row(elem_id="complete-row"):
         prompt = gr.Textbox(label="Prompt", elem_id="complete-prompt", max_lines=1, max_length=run.MAX_PROMPT, scale=4)
@@ -194,7 +182,8 @@ def build(models: Models, together: int):
         complete_picture, [upload, rows, prompt, count, seed], [gallery, progress], api_name="complete",
         concurrency_id="sampling", concurrency_limit=together,
     )  # fmt: skip
-    event.then(run.stopped, progress, progress, queue=False, show_progress="hidden", api_visibility="private")
+    for ended in (event.then, event.failure):  # `then` alone does not come after an error
+        ended(run.stopped, progress, progress, queue=False, show_progress="hidden", api_visibility="private")
     stop.click(None, cancels=[event], queue=False, api_visibility="private")
     entry.change(None, entry, None, js="(text) => { dalleHistory.save(text); }", api_visibility="private")
 

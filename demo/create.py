@@ -114,7 +114,7 @@ def build(models: Models, demo: gr.Blocks, together: int) -> None:
         with gr.Column(scale=2, min_width=300), gr.Column(visible=False, elem_id="detail") as detail:
             chosen = gr.Image(
                 show_label=False, label="Chosen picture", elem_id="chosen", format="png", interactive=False,
-                buttons=["fullscreen"], height="auto",
+                buttons=["fullscreen"], height="auto", alt_text="Chosen picture",
             )  # fmt: skip
             table = gr.HTML("", elem_id="facts")
             with gr.Row():
@@ -289,7 +289,8 @@ def build(models: Models, demo: gr.Blocks, together: int) -> None:
         **drawing | {"fn": open_entry, "inputs": [asked_for, model, order, save_recipe], "outputs": [*outputs, *restored]},
     )  # fmt: skip
     for event in (clicked, from_example, varied, grown, reopened):
-        event.then(finish, progress, [progress, stop], queue=False, show_progress="hidden", api_visibility="private")
+        for ended in (event.then, event.failure):  # `then` alone does not come after an error
+            ended(finish, progress, [progress, stop], queue=False, show_progress="hidden", api_visibility="private")
     stop.click(None, cancels=[clicked, from_example, varied, grown, reopened], queue=False, api_visibility="private")
 
     def change(source):

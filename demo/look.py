@@ -86,6 +86,7 @@ CSS = """
 #stroke { position: absolute; pointer-events: none; z-index: 50; }
 #stroke polyline { fill: none; stroke: #e8590c; stroke-width: 2.5; stroke-linecap: round; opacity: .8; }
 #chosen img { border-radius: 14px; background: #fff; }
+.figures, #model-card { contain: inline-size; overflow-x: auto; }  /* a wide table does not widen a phone's page */
 .figures table { width: 100%; border-collapse: collapse; font-size: .9rem; }
 .figures td, .figures th { border: 0; border-bottom: 1px solid var(--border-color-primary); padding: .35rem .4rem;
   text-align: left; font-variant-numeric: tabular-nums; }

@@ -36,7 +36,8 @@ def ranking(found: list) -> str:
     return f'<table class="ranking">{head}{"".join(rows)}</table><p>{agree}</p>'
 
 
-def build(models: Models) -> None:
+def build(models: Models, together: int) -> None:
+    """Adds the tab; its runs are among those that go on at once."""
     gr.Markdown(
         "What does a picture show? CLIP compares it with every label; the prior says how likely the picture's tokens are "
         "after each label."
@@ -61,4 +62,6 @@ def build(models: Models) -> None:
             raise gr.Error(str(error), duration=10, print_exception=False) from None
         return ranking(found)
 
-    run.click(recognise, [upload, labels], result, api_name="recognise", concurrency_id="sampling")
+    run.click(
+        recognise, [upload, labels], result, api_name="recognise", concurrency_id="sampling", concurrency_limit=together
+    )

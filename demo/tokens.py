@@ -10,12 +10,27 @@ from PIL import Image, ImageDraw, ImageOps
 from dalle_core import InputError, image_tokenizer
 from demo.models import Models
 from demo.pictures import enlarge
-from demo.uploads import open_picture, picture_input
+from demo.uploads import open_picture, picture_input, read_recipe
 
 
 def square(pipe, image: Image.Image) -> Image.Image:
     """What the image tokenizer sees of a picture: a centred square in the model's size."""
     return ImageOps.fit(image_tokenizer.flat(image), (pipe.image_size,) * 2, Image.Resampling.LANCZOS)
+
+
+def tokens_of(pipe, path: str | None) -> list[list[int]]:
+    """A picture's tokens: those it was drawn from, when its recipe names them and nobody has changed it since; else what
+    the image tokenizer makes of it, which comes close. Raises InputError as `open_picture`."""
+    image = open_picture(path)
+    try:
+        tokens = read_recipe(path, pipe)["tokens"]
+        drawn, given = enlarge(pipe.decode(torch.tensor(tokens))), enlarge(image_tokenizer.flat(image))
+        # Another machine's decoder rounds a little differently.
+        if drawn.size == given.size and abs(np.asarray(drawn, np.int16) - np.asarray(given, np.int16)).max() <= 8:
+            return tokens
+    except InputError:
+        pass
+    return pipe.encode(square(pipe, image)).tolist()
 
 
 def with_grid(pipe, image: Image.Image, cell: tuple[int, int] | None) -> Image.Image:
@@ -67,13 +82,17 @@ def build(models: Models) -> None:
         with gr.Column():
             shown = gr.Image(
                 label="Reconstruction, cell by cell", interactive=False, elem_id="tokens-grid", format="png", buttons=[],
+                alt_text="Reconstruction, cell by cell",
             )  # fmt: skip
             with gr.Row():
                 number = gr.Number(label="Token of the clicked cell", precision=0, elem_id="token", interactive=False)
                 change = gr.Button("Change it", elem_id="token-change", interactive=False)
     with gr.Row():
         slider = gr.ImageSlider(label="Original and reconstruction", elem_id="tokens-slider", interactive=False, format="png")
-        wrong = gr.Image(label="Where it is off (dark)", interactive=False, elem_id="tokens-error", format="png", buttons=[])
+        wrong = gr.Image(
+            label="Where it is off (dark)", interactive=False, elem_id="tokens-error", format="png", buttons=[],
+            alt_text="Where the reconstruction is off (dark)",
+        )  # fmt: skip
 
     def reconstruct(path):
         """A picture -> its tokens and its reconstruction."""

@@ -1,6 +1,7 @@
 """History, permalinks and pools, without a browser."""
 
 import json
+import zipfile
 
 import numpy as np
 import pytest
@@ -31,6 +32,18 @@ def test_an_entry_gives_the_same_tokens_and_pixels(items, tiny_pipeline, tmp_pat
         assert history.unpack(item["tokens"], tiny_pipeline).equal(one.tokens)
         assert np.array_equal(np.array(Image.open(item["path"])), np.array(pictures.enlarge(one.image)))
     assert history.to_entry(again) == text
+
+
+def test_the_archive_has_the_pictures_and_a_manifest(items, tiny_pipeline, tmp_path):
+    generation, kept = items
+    *_, again = history.draw_again(history.read_entry(history.to_entry(kept), tiny_pipeline), tiny_pipeline, str(tmp_path))
+    with zipfile.ZipFile(pool.archive(again, str(tmp_path))) as zip_:
+        lines, names = json.loads(zip_.read("recipes.json")), set(zip_.namelist())
+    assert names == {line["file"] for line in lines} | {"recipes.json"} and len(names) == 5
+    assert [line["tokens"] for line in lines] == [one.tokens.tolist() for one in generation.candidates]
+    assert [line["rank"] for line in lines] == [1, 2, 3, 4] and lines[0]["prompt"] == "a red fox"
+    with zipfile.ZipFile(pool.archive(again, str(tmp_path), save_recipe=False)) as zip_:
+        assert len(zip_.namelist()) == 4
 
 
 @pytest.mark.parametrize(

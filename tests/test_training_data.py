@@ -116,6 +116,14 @@ def test_image_folder_names_the_faulty_line(tmp_path, line, message):
         ImageFolder(tmp_path, 4)
 
 
+def test_a_caption_with_a_line_separator_is_one_caption(tmp_path):
+    Image.new("RGB", (4, 4)).save(tmp_path / "0.png")
+    line = json.dumps({"file_name": "0.png", "text": "a fox\u2028and\x85a banana"}, ensure_ascii=False)
+    (tmp_path / "metadata.jsonl").write_bytes(f"{line}\r\n\n{line}\n".encode())
+    folder = ImageFolder(tmp_path, 4)
+    assert [folder.caption(i) for i in range(len(folder))] == ["a fox\u2028and\x85a banana"] * 2
+
+
 def test_unreadable_picture_is_named(tmp_path):
     (tmp_path / "0.png").write_text("no picture")
     (tmp_path / "metadata.jsonl").write_text('{"file_name": "0.png", "text": "x"}')

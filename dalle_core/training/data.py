@@ -38,7 +38,8 @@ class ImageFolder:
         if not metadata.is_file():
             raise ValueError(f'{metadata} is missing: one line {{"file_name": "1.png", "text": "a fox"}} for each picture')
         entries = []
-        for number, line in enumerate(metadata.read_text(encoding="utf-8").splitlines(), 1):
+        # Not splitlines(), which would cut a caption at U+2028 too.
+        for number, line in enumerate(metadata.read_text(encoding="utf-8").split("\n"), 1):
             if not line.strip():
                 continue
             try:

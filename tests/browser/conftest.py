@@ -2,6 +2,7 @@
 
 import threading
 import time
+from contextlib import contextmanager
 
 import pytest
 from playwright.sync_api import expect, sync_playwright
@@ -48,11 +49,11 @@ def browser():
         browser.close()
 
 
-@pytest.fixture(scope="package")
-def served(tmp_path_factory):
-    """(url, gate) of one page for all browser tests."""
+@contextmanager
+def serve(folder, together=1, public=False):
+    """(url, gate) of a page on tiny models."""
     patch = pytest.MonkeyPatch()
-    patch.setenv("GRADIO_TEMP_DIR", str(tmp_path_factory.mktemp("gradio")))
+    patch.setenv("GRADIO_TEMP_DIR", str(folder))
     pipe = make_pipeline()
     gate = Gate(pipe)
     other = make_pipeline()
@@ -65,12 +66,19 @@ def served(tmp_path_factory):
         return pipe if source == "tiny" else other
 
     models = Models(pipe, "tiny", load)
-    demo = create_demo(models, together=1)
-    _, url, _ = demo.launch(prevent_thread_lock=True, quiet=True, **launch_options())
+    demo = create_demo(models, together=together)
+    _, url, _ = demo.launch(prevent_thread_lock=True, quiet=True, **launch_options(public))
     yield url, gate
     gate.open.set()
     demo.close()
     patch.undo()
+
+
+@pytest.fixture(scope="package")
+def served(tmp_path_factory):
+    """(url, gate) of one page for all browser tests; a file that needs another has a fixture of this name."""
+    with serve(tmp_path_factory.mktemp("gradio")) as page:
+        yield page
 
 
 @pytest.fixture

@@ -1,5 +1,7 @@
 """What a visitor does on the page, and what they see."""
 
+import base64
+
 from playwright.sync_api import expect
 
 
@@ -33,3 +35,43 @@ def open_tab(page, name):
     else:  # a phone has no room for every tab
         page.get_by_label("More tabs").click()
         page.locator(".overflow-dropdown").get_by_text(name, exact=True).click()
+
+
+def entries(page):
+    return page.evaluate(
+        "Object.keys(localStorage).filter(k => k.startsWith('dalle.history.')).map(k => JSON.parse(localStorage.getItem(k)))"
+    )
+
+
+def fresh(browser, url):
+    page = browser.new_context(accept_downloads=True).new_page()
+    page.goto(url)
+    expect(page.get_by_role("button", name="Generate")).to_be_enabled()
+    return page
+
+
+def saved(page):
+    with page.expect_download() as download:
+        page.locator("#download").click()
+    return download.value.path()
+
+
+DROP = """([text, name]) => {
+  const bytes = Uint8Array.from(atob(text), (c) => c.charCodeAt(0)), data = new DataTransfer();
+  data.items.add(new File([bytes], name, { type: "image/png" }));
+  const event = new DragEvent("drop", { bubbles: true, cancelable: true, dataTransfer: data });
+  document.querySelector("#header").dispatchEvent(event);
+}"""
+
+
+def drop(page, path):
+    page.evaluate(DROP, [base64.b64encode(path.read_bytes()).decode(), path.with_suffix(".png").name])
+
+
+def is_closed(page, gate) -> bool:
+    """Whether the sampling that the gate holds is stopped within ten seconds."""
+    for _ in range(100):  # not gate.closed.wait: the page's requests go through this thread
+        if gate.closed.is_set():
+            return True
+        page.wait_for_timeout(100)
+    return False

@@ -1,12 +1,14 @@
 """The Augment tab in a real Chromium, on a tiny pipeline."""
 
+import errno
 import json
 import zipfile
 
 import pytest
 from playwright.sync_api import expect
 
-from tests.browser.steps import open_tab
+from dalle_core import augment
+from tests.browser.steps import is_closed, open_tab
 
 
 def fill(page, prompts, count, seed="7", threshold=""):
@@ -56,11 +58,7 @@ def test_stop_half_way_still_gives_the_zip_of_what_was_drawn(page, gate):
     gate.closed.clear()
     page.locator("#augment-stop").click()
     expect(page.locator("#augment-status")).to_contain_text("Stopped", timeout=30_000)
-    for _ in range(100):
-        page.wait_for_timeout(100)
-        if gate.closed.is_set():
-            break
-    assert gate.closed.is_set(), "the sampling went on after Stop"
+    assert is_closed(page, gate), "the sampling went on after Stop"
     metadata, names = unpacked(page)
     assert len(metadata) in (16, 32) and len(names) == len(metadata) + 2
     gate.open.set()
@@ -68,6 +66,23 @@ def test_stop_half_way_still_gives_the_zip_of_what_was_drawn(page, gate):
     page.locator("#augment").click()
     expect(page.locator("#augment-status")).to_contain_text("2 kept, 0 rejected, seed 7", timeout=30_000)
     assert [line["text"] for line in unpacked(page)[0]] == ["two apples"] * 2
+
+
+def test_a_failure_half_way_still_gives_the_zip_of_what_was_drawn(page, gate, monkeypatch):
+    append, calls = augment._append, []
+
+    def full(path, content):
+        calls.append(path)
+        if len(calls) == 2:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        append(path, content)
+
+    monkeypatch.setattr(augment, "_append", full)
+    fill(page, "a red fox", 40)
+    page.locator("#augment").click()
+    expect(page.get_by_text("What was kept until then is in the zip")).to_be_visible(timeout=30_000)
+    expect(page.locator("#augment-status")).to_contain_text("16 pictures were kept", timeout=30_000)
+    assert len(unpacked(page)[0]) == 16
 
 
 def test_too_much_names_the_command_and_what_was_drawn_stays(page, gate):

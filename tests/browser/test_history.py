@@ -1,32 +1,12 @@
 """History, permalinks and dropped pictures, in a real Chromium on a tiny pipeline."""
 
-import base64
 import json
 
 import pytest
 from PIL import Image
 from playwright.sync_api import expect
 
-from tests.browser.steps import captions, generate, prompt
-
-
-def entries(page):
-    return page.evaluate(
-        "Object.keys(localStorage).filter(k => k.startsWith('dalle.history.')).map(k => JSON.parse(localStorage.getItem(k)))"
-    )
-
-
-def fresh(browser, url):
-    page = browser.new_context(accept_downloads=True).new_page()
-    page.goto(url)
-    expect(page.get_by_role("button", name="Generate")).to_be_enabled()
-    return page
-
-
-def saved(page):
-    with page.expect_download() as download:
-        page.locator("#download").click()
-    return download.value.path()
+from tests.browser.steps import captions, drop, entries, fresh, generate, prompt, saved
 
 
 def test_a_refresh_loses_nothing_and_an_entry_opens_exactly(gate, browser, served):
@@ -90,25 +70,18 @@ def test_a_link_restores_prompt_and_settings_elsewhere(page, gate, browser, serv
     other.context.close()
 
 
-DROP = """([text, name]) => {
-  const bytes = Uint8Array.from(atob(text), (c) => c.charCodeAt(0)), data = new DataTransfer();
-  data.items.add(new File([bytes], name, { type: "image/png" }));
-  document.querySelector("#header").dispatchEvent(new DragEvent("drop", { bubbles: true, cancelable: true, dataTransfer: data }));
-}"""
-
-
 def test_a_dropped_picture_restores_all_of_it(page, gate, browser, served, tmp_path):
     page.get_by_label("Seed", exact=True).fill("41")
     generate(page, gate)
     path = saved(page)
     other = fresh(browser, served[0])
-    other.evaluate(DROP, [base64.b64encode(path.read_bytes()).decode(), "a.png"])
+    drop(other, path)
     expect(prompt(other)).to_have_value("a red fox", timeout=15_000)
     expect(other.get_by_label("Seed", exact=True)).to_have_value("41")
     again = saved(other)
     assert json.loads(Image.open(again).text["dalle"])["tokens"] == json.loads(Image.open(path).text["dalle"])["tokens"]
     Image.new("RGB", (8, 8)).save(tmp_path / "plain.png")
-    other.evaluate(DROP, [base64.b64encode((tmp_path / "plain.png").read_bytes()).decode(), "plain.png"])
+    drop(other, tmp_path / "plain.png")
     expect(other.get_by_text("carries no recipe")).to_be_visible(timeout=15_000)
     other.context.close()
 

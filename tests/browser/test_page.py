@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 from playwright.sync_api import expect
 
-from tests.browser.steps import captions, generate, open_tab, prompt, thumbnails
+from tests.browser.steps import captions, generate, is_closed, open_tab, prompt, thumbnails
 
 
 def test_previews_then_ranks_then_a_download(page, gate, tmp_path):
@@ -65,11 +65,7 @@ def test_stop_half_way_stops_the_work_and_keeps_what_was_drawn(page, gate, how):
         page.get_by_role("button", name="Stop").click()
     else:
         page.keyboard.press("Escape")
-    for _ in range(100):  # not gate.closed.wait: the page's requests go through this thread
-        page.wait_for_timeout(100)
-        if gate.closed.is_set():
-            break
-    assert gate.closed.is_set(), "the sampling went on after Stop"
+    assert is_closed(page, gate), "the sampling went on after Stop"
     expect(page.locator("#status")).to_contain_text("Stopped")
     expect(thumbnails(page)).to_have_count(4)
     expect(page.get_by_role("button", name="Stop")).to_be_disabled()
@@ -84,6 +80,7 @@ def test_a_finished_grid_stays_until_the_next_has_something_to_show(page, gate):
     prompt(page).press("Enter")
     expect(page.get_by_text("The prompt is empty")).to_be_visible()
     assert captions(page) == before
+    expect(page.get_by_role("button", name="Stop")).to_be_disabled()
     generate(page, gate, "two apples")  # the page goes on
 
 

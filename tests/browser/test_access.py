@@ -1,0 +1,88 @@
+"""Every tab, at a desk and on a phone; without a mouse; with a name for all that can be used."""
+
+import pytest
+from playwright.sync_api import expect
+
+from tests.browser.steps import generate, open_tab, thumbnails
+
+TABS = ["Create", "Complete", "Tokens", "Recognise", "Compare", "Augment", "Model"]
+USED = {
+    "button", "checkbox", "combobox", "link", "listbox", "radio", "searchbox", "slider", "spinbutton", "switch", "tab",
+    "textbox",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("page", [{"width": 1440, "height": 900}, {"width": 390, "height": 844}], indirect=True)
+def test_every_tab_opens_without_an_error_and_none_scrolls_sideways(page, gate):
+    generate(page, gate)
+    for name in [*TABS, "Create"]:
+        open_tab(page, name)
+        expect(page.locator(".tabitem:visible")).to_have_count(1)
+        page.wait_for_timeout(500)  # what the tab loads, and what it logs
+        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), name
+    expect(thumbnails(page)).to_have_count(4)  # what was drawn is still there
+    # The fixture looks for errors in the console, and for requests to other hosts.
+
+
+def tab_to(page, selector):
+    """Presses Tab until an element that fits has the focus."""
+    for _ in range(120):
+        page.keyboard.press("Tab")
+        if page.evaluate("selector => document.activeElement.matches(selector)", selector):
+            return
+    pytest.fail(f"{selector} cannot be reached with the Tab key")
+
+
+def test_the_page_is_used_without_a_mouse(page, gate):
+    page.locator("body").focus()
+    tab_to(page, "#prompt textarea, #prompt input")
+    page.keyboard.type("a red fox")
+    page.keyboard.press("Enter")
+    expect(page.locator("#status")).to_contain_text("ranked by CLIP", timeout=30_000)
+    for _ in range(3):
+        tab_to(page, "#gallery .thumbnail-item")
+    page.keyboard.press("Enter")
+    expect(page.locator("#facts")).to_contain_text("rank3")
+    tab_to(page, "#download, #download *")
+    with page.expect_download():
+        page.keyboard.press("Enter")
+    page.locator("body").focus()
+    tab_to(page, "[role=tab]")
+    for _ in range(10):
+        if page.evaluate("document.activeElement.innerText") == "Complete":
+            break
+        page.keyboard.press("Tab")
+    page.keyboard.press("Enter")
+    expect(page.locator("#complete")).to_be_visible()
+
+
+def nameless(page) -> list[str]:
+    """The HTML of what can be used and has no name, by Chromium's own accessibility tree."""
+    cdp = page.context.new_cdp_session(page)
+    found = []
+    for node in cdp.send("Accessibility.getFullAXTree")["nodes"]:
+        if node["ignored"] or node["role"]["value"] not in USED or node.get("name", {}).get("value", "").strip():
+            continue
+        html = cdp.send("DOM.getOuterHTML", {"backendNodeId": node["backendDOMNodeId"]})["outerHTML"]
+        found.append(html[:200])
+    cdp.detach()
+    return found
+
+
+def test_all_that_can_be_used_has_a_name(page, gate, tmp_path):
+    generate(page, gate)
+    page.locator("#advanced > button").click()
+    page.locator("#vote > button").click()
+    expect(page.locator("#vote-a img")).to_be_visible()
+    page.locator("#history > summary").click()
+    expect(page.locator("#history .open")).to_be_visible()
+    page.locator("#to-complete").click()
+    expect(page.locator("#kept-view img")).to_be_visible(timeout=10_000)
+    page.locator("#complete").click()
+    expect(page.locator("#complete-status")).to_contain_text("8 candidates", timeout=30_000)
+    found = {}
+    for name in TABS:
+        open_tab(page, name)
+        expect(page.locator(".tabitem:visible")).to_have_count(1)
+        found |= {html: name for html in nameless(page)}
+    assert found == {}, "\n".join(found)
