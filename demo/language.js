@@ -45,20 +45,22 @@ window.dalleLanguage = (() => {
     if (shown !== now) set(shown);
   };
   const visit = (root) => {
-    const accept = (node) => (node.nodeType === 1 && node.matches(SKIP) ? NodeFilter.FILTER_REJECT : NodeFilter.FILTER_ACCEPT);
-    if (!root.isConnected || (root.parentElement ?? root).closest(SKIP) || accept(root) === NodeFilter.FILTER_REJECT) return;
+    if (!root.isConnected || (root.nodeType === 1 ? root : root.parentElement)?.closest(SKIP)) return;
+    const { FILTER_ACCEPT, FILTER_REJECT } = NodeFilter;
+    const accept = (node) => (node.nodeType === 1 && node.matches(SKIP) ? FILTER_REJECT : FILTER_ACCEPT);
     const walker = document.createTreeWalker(root, NodeFilter.SHOW_ELEMENT | NodeFilter.SHOW_TEXT, accept);
     for (let node = root; node; node = walker.nextNode()) {
-      if (node.nodeType === 3 && node.parentElement.tagName !== "TEXTAREA") put(node, "", node.data, (text) => { node.data = text; });
-      if (node.nodeType !== 1) continue;
-      for (const name of ATTRIBUTES)
+      for (const name of node.nodeType === 1 ? ATTRIBUTES : [])
         if (node.hasAttribute(name)) put(node, name, node.getAttribute(name), (text) => node.setAttribute(name, text));
+      if (node.nodeType !== 3 || node.parentElement.tagName === "TEXTAREA") continue;
+      put(node, "", node.data, (text) => { node.data = text; });
     }
   };
   const update = (records) => {
     for (const { type, target, addedNodes } of records) (type === "childList" ? addedNodes : [target]).forEach(visit);
     // What a dropdown shows is the value of a box that nobody can type in.
-    for (const box of document.querySelectorAll("input[readonly]")) put(box, "value", box.value, (text) => { box.value = text; });
+    for (const box of document.querySelectorAll("input[readonly]"))
+      if (!box.closest(SKIP)) put(box, "value", box.value, (text) => { box.value = text; });
     observer.takeRecords();  // what was written here
   };
   const observer = new MutationObserver(update), all = document.documentElement;

@@ -90,9 +90,9 @@ CSS = """
   font-size: .7rem; background: rgba(28, 25, 23, .78); color: #fff; }
 #chosen img { border-radius: 14px; background: #fff; }
 /* Chinese lines break between any two signs: short words of the interface should not. */
-:root:lang(zh) :is(button, .head) { word-break: keep-all; }
+:root:lang(zh) :is(button, th, .head) { word-break: keep-all; }
 .line span:last-child { white-space: nowrap; }
-#model-parts { overflow-x: auto; }
+#model-parts td { overflow-wrap: anywhere; }
 .figures table { width: 100%; border-collapse: collapse; font-size: .9rem; }
 .figures td, .figures th { border: 0; border-bottom: 1px solid var(--border-color-primary); padding: .35rem .4rem;
   text-align: left; font-variant-numeric: tabular-nums; }
@@ -118,6 +118,7 @@ CSS = """
   #seed { grid-column: 1 / -1; }
   #order-row, #open-row { display: block; }
   #best { min-width: 0 !important; margin-top: .5rem; }
+  #model-parts table { font-size: .75rem; }
   #augmented .grid-container { grid-template-columns: repeat(4, minmax(0, 1fr)) !important; }
   #gallery .grid-container { grid-template-columns: repeat(2, minmax(0, 1fr)) !important; }
 }

@@ -15,14 +15,15 @@ ROOT = Path(__file__).parent.parent
 CHINESE = language.CHINESE
 # Gradio's own texts, which stand in no source of the project.
 GRADIO = {
-    "Drop Image Here", "Drop an image file here to upload", "Drop File Here", "- or -", "Click to Upload", "Paste from Clipboard",
-    "Error", "Warning", "Close", "Use via API", "Gradio footer navigation", "More tabs", "Reset to default value", "Fullscreen",
-    "Exit fullscreen mode", "Undo", "undo", "Remove Image", "Upload file", "Click to upload or drop files", "Capture from camera",
-    "Paste from clipboard", "Click to Access Webcam", "Empty value", "common.complete", "Uploading...", "Loading", "Clear",
-    "Download", "Empty", "processing |", "Connection to the server was lost. Attempting reconnection...",
+    "Drop Image Here", "Drop an image file here to upload", "Drop File Here", "- or -", "Click to Upload",
+    "Paste from Clipboard", "Error", "Warning", "Close", "Use via API", "Gradio footer navigation", "More tabs",
+    "Reset to default value", "Fullscreen", "Exit fullscreen mode", "Undo", "undo", "Remove Image", "Upload file",
+    "Click to upload or drop files", "Capture from camera", "Paste from clipboard", "Click to Access Webcam",
+    "Empty value", "common.complete", "Uploading...", "Loading", "Clear", "Download", "Empty", "processing |",
+    "Connection to the server was lost. Attempting reconnection...",
 }  # fmt: skip
 SAME = {"Top-k", "Top-p", "CLIP", "X", "Y", "tiny", "20.0 dB"}  # the field's own terms, the model's name, a unit
-# Sentences as they stand in the sources, 7 for each value. Those put together from parts: the dictionary has the outcomes.
+# Sentences as they stand in the sources, 7 for each value. Those put together from parts; the dictionary has the outcomes.
 COMPOSED = {
     "The page draws up to 7 prompts and 7 pictures in one go.7 For more, use the command: 7", "7 is 7; it must be 7.",
     "7 has the shape 7; this model's grid is 7.", "7: the prompt has 7 characters; 7 are the most.", "7 has no prompt.",
@@ -31,9 +32,9 @@ COMPOSED = {
 }  # fmt: skip
 # And those that only programs and commands meet.
 NOT_ON_THE_PAGE = (
-    "int8", "must be text", "image_tokens", "keep must be boolean", "give at least one", "name a new folder", "name another folder",
-    "Name another folder", "the best are chosen among", "the same command goes on", "device 7", "device 'mps'", "There is no model",
-    "buffer",
+    "int8", "must be text", "image_tokens", "keep must be boolean", "give at least one", "name a new folder",
+    "name another folder", "Name another folder", "the best are chosen among", "the same command goes on", "device 7",
+    "device 'mps'", "There is no model", "buffer",
 )  # fmt: skip
 PATTERNS = [re.compile("(.+?)".join(map(re.escape, key.split("{}"))), re.DOTALL) for key in CHINESE if "{}" in key]
 
@@ -122,7 +123,8 @@ CORE = ("pipeline", "augment", "compare", "catalogue", "memory", "downloads", "t
 
 
 @pytest.mark.parametrize(
-    "path", [*sorted((ROOT / "demo").glob("*.py")), *(ROOT / "dalle_core" / f"{name}.py" for name in CORE)], ids=lambda p: p.stem
+    "path", [*sorted((ROOT / "demo").glob("*.py")), *(ROOT / "dalle_core" / f"{name}.py" for name in CORE)],
+    ids=lambda path: f"{path.parent.name}.{path.stem}",
 )
 def test_every_sentence_for_visitors_is_translated(path):
     lost = {text for text in sentences(path) if not is_known(text)} - COMPOSED

@@ -179,9 +179,10 @@ def test_switching_is_live_keeps_everything_and_is_remembered(chinese, gate):
 @pytest.mark.parametrize("chinese", [{"viewport": {"width": 390, "height": 844}}], indirect=True)
 def test_a_phone_does_not_scroll_sideways(chinese, gate):
     wide = "document.documentElement.scrollWidth"
-    draw(chinese)
-    for fold in ("#history > summary", "#advanced > button"):
+    draw(chinese, "a fox and a banana on a purple background")
+    for fold in ("#history > summary", "#vote > button", "#advanced > button"):
         chinese.locator(fold).click()
+        chinese.wait_for_timeout(300)
         assert chinese.evaluate(wide) == 390, fold
     for name in TABS:
         shown = chinese.get_by_role("tab", name=name, exact=True)
@@ -212,8 +213,9 @@ def test_an_english_browser_gets_english_and_can_choose_chinese(browser, served)
 def test_a_browser_that_forbids_storage_can_switch_too(browser, served):
     context = browser.new_context(locale="zh-CN")
     context.add_init_script(
-        "for (const name of ['getItem', 'setItem']) { const real = Storage.prototype[name]; Storage.prototype[name] = "
-        "function (key, ...rest) { if (key === 'dalle.language') throw new Error('forbidden'); return real.call(this, key, ...rest); } }"
+        "for (const name of ['getItem', 'setItem']) { const real = Storage.prototype[name]; "
+        "Storage.prototype[name] = function (key, ...rest) { "
+        "if (key === 'dalle.language') throw new Error('forbidden'); return real.call(this, key, ...rest); } }"
     )
     page = context.new_page()
     page.goto(served[0])
