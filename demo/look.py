@@ -91,7 +91,7 @@ CSS = """
 #chosen img { border-radius: 14px; background: #fff; }
 /* Chinese lines break between any two signs: short words of the interface should not. */
 :root:lang(zh) :is(button, th, .head) { word-break: keep-all; }
-.line span:last-child { white-space: nowrap; }
+.line span + span { white-space: nowrap; }
 #model-parts td { overflow-wrap: anywhere; }
 .figures table { width: 100%; border-collapse: collapse; font-size: .9rem; }
 .figures td, .figures th { border: 0; border-bottom: 1px solid var(--border-color-primary); padding: .35rem .4rem;
