@@ -8,7 +8,7 @@ os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read at gradio's i
 import gradio as gr  # noqa: E402
 from starlette.middleware import Middleware  # noqa: E402
 
-from demo import about, augment, compare, complete, create, history, recognise, tokens, vote  # noqa: E402
+from demo import about, augment, compare, complete, create, history, language, recognise, tokens, vote  # noqa: E402
 from demo.look import CSS, HEAD, JS, header, theme  # noqa: E402
 from demo.models import Models  # noqa: E402
 from demo.public import QueueBound  # noqa: E402
@@ -50,7 +50,7 @@ def launch_options(public: bool = False) -> dict:
         "theme": theme(),
         "css": CSS,
         "js": JS,
-        "head": HEAD + history.HEAD + vote.HEAD + complete.HEAD,
+        "head": HEAD + language.HEAD + history.HEAD + vote.HEAD + complete.HEAD,
         "show_error": False,
         "max_file_size": "5mb",
         "allowed_paths": [],

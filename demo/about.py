@@ -29,14 +29,14 @@ def sizes(pipe) -> str:
         if isinstance(part, torch.nn.Module):
             count = sum(value.numel() for value in part.state_dict().values())
             cells = (name, type(part).__name__, f"{count:,}", str(part.dtype).removeprefix("torch."))
-            rows += "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in cells) + "</tr>"
+            rows += '<tr translate="no">' + "".join(f"<td>{html.escape(cell)}</td>" for cell in cells) + "</tr>"
     return f"<table><tr><th>part</th><th>class</th><th>numbers</th><th>dtype</th></tr>{rows}</table>"
 
 
 def build(models: Models, tab: gr.Tab) -> None:
     facts = gr.HTML("", elem_id="model-facts")
     parts = gr.HTML("", elem_id="model-parts", elem_classes="figures")
-    text = gr.Markdown("", elem_id="model-card")
+    text = gr.Markdown("", elem_id="model-card", elem_classes="notranslate")
     drawn = gr.Image(
         label="Prompts that training never saw: real, through the image tokenizer, best of 1, 4, 16, 64 by CLIP", interactive=False,
         format="png", elem_id="model-evaluation", visible=False, buttons=[],

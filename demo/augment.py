@@ -77,9 +77,9 @@ def build(models: Models, together: int) -> None:
     """Adds the tab; its runs are among those that draw at once."""
     unpacked = gr.State(None)  # (data set, zip that is still to be made of it) while a run goes on
     gr.Markdown(
-        "Many pictures of many prompts, as a data set to train on: PNG files and a `metadata.jsonl` with a caption for each "
-        "(the `imagefolder` convention), in one zip. Pictures that CLIP finds fit badly can be left out. The model is the "
-        "one of the Create tab, with its own settings. A CSV needs a column `prompt` and may have a `count`; a TXT holds a "
+        "Many pictures of many prompts, as a data set to train on: PNG files and a “metadata.jsonl” with a caption for each "
+        "(the “imagefolder” convention), in one zip. Pictures that CLIP finds fit badly can be left out. The model is the "
+        "one of the Create tab, with its own settings. A CSV needs a column “prompt” and may have a “count”; a TXT holds a "
         "prompt a line."
     )
     with gr.Row():
@@ -110,7 +110,7 @@ def build(models: Models, together: int) -> None:
     download = gr.DownloadButton("Download the data set (zip)", elem_id="augment-download", visible=False)
     latest = gr.Gallery(
         columns=8, format="png", object_fit="contain", show_label=False, label="The latest pictures", height="auto",
-        elem_id="augmented", allow_preview=False, buttons=[], visible=False,
+        elem_id="augmented", elem_classes="notranslate", allow_preview=False, buttons=[], visible=False,
     )  # fmt: skip
 
     def draw(prompts, file, count, threshold, seed):

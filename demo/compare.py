@@ -31,7 +31,7 @@ def build(models: Models, together: int) -> None:
     names = [name for name in AXES if name != "model" or len(models.choices) > 1]
     gr.Markdown(
         "One prompt, two things varied: each cell is the best of its candidates by CLIP, the best cell is framed. Values are "
-        "separated by commas. A prompt axis replaces its first value in the prompt by each of the others: *fox, cat, lion*. "
+        "separated by commas. A prompt axis replaces its first value in the prompt by each of the others: “fox, cat, lion”. "
         "Candidates keep their seeds across the grid."
     )
     prompt = gr.Textbox(label="Prompt", elem_id="compare-prompt", max_lines=1, max_length=run.MAX_PROMPT)

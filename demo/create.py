@@ -58,7 +58,7 @@ def build(models: Models, demo: gr.Blocks, together: int) -> None:
         stop = gr.Button("Stop", elem_id="stop", scale=1, min_width=90, interactive=False)
     examples = gr.Dataset(
         components=[prompt], samples=[[text] for text in pipe.examples], type="values", elem_id="examples",
-        show_label=False, layout="gallery", samples_per_page=24,
+        elem_classes="notranslate", show_label=False, layout="gallery", samples_per_page=24,
     )  # fmt: skip
     with gr.Row():
         candidates = gr.Slider(

@@ -77,11 +77,11 @@ window.dalleHistory = (() => {
     const scores = entry.candidates.map((one) => one.score).filter((score) => score !== null);
     const best = scores.length ? ` · best ${Math.max(...scores).toFixed(3)}` : "";
     const here = entry.model === model;
-    what.append(make("b", entry.prompt, null, { title: entry.prompt }), make("small",
+    what.append(make("b", entry.prompt, null, { title: entry.prompt, translate: false }), make("small",
       `${new Date(entry.time).toLocaleString()} · ${entry.model} · ${entry.candidates.length} candidates${best}` +
       (here ? "" : " · another model: choose it first to open this")));
     const erase = () => {
-      if (!confirm(`Delete “${entry.prompt.slice(0, 60)}” from the history?`)) return;
+      if (!confirm(dalleLanguage.say(`Delete “${entry.prompt.slice(0, 60)}” from the history?`))) return;
       localStorage.removeItem(PREFIX + entry.id);
       render();
     };
@@ -127,7 +127,7 @@ window.dalleHistory = (() => {
       file.addEventListener("change", async () => { if (file.files[0]) await take(file.files[0]); file.value = ""; });
       const clear = () => {
         const all = entries();
-        if (!confirm(`Delete all ${all.length} entries of the history? This cannot be undone.`)) return;
+        if (!confirm(dalleLanguage.say(`Delete all ${all.length} entries of the history? This cannot be undone.`))) return;
         all.forEach((entry) => localStorage.removeItem(PREFIX + entry.id));
         render();
       };

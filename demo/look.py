@@ -36,7 +36,8 @@ def theme() -> gr.themes.Base:
 
 def header() -> str:
     return (
-        '<div class="brand"><h1>DALL·E, ranked</h1>'
+        '<div class="brand"><button id="language" type="button" translate="no"><span lang="zh-CN">中文</span>'
+        '<span lang="en">English</span></button><h1>DALL·E, ranked</h1>'
         "<p>Type a prompt, watch a grid of candidates being drawn token by token, keep the one CLIP ranks best — "
         "or the one you like best.</p></div>"
     )
@@ -48,6 +49,11 @@ CSS = """
 .gradio-container { max-width: 1320px !important; margin: 0 auto !important; }
 .brand h1 { font-size: 1.7rem; letter-spacing: -0.02em; font-weight: 750; margin: .3rem 0 .1rem; }
 .brand p { color: var(--body-text-color-subdued); margin: 0; font-size: .98rem; }
+#language { float: right; margin: .35rem 0 .3rem 1rem; padding: .3rem .8rem; font-size: .9rem; cursor: pointer;
+  border: 1px solid var(--border-color-primary); border-radius: 99px; background: var(--input-background-fill);
+  color: var(--body-text-color); }
+#language:hover, #language:focus-visible { border-color: #e8590c; }
+:root:lang(zh) #language > :lang(zh), :root:lang(en) #language > :lang(en) { display: none; }
 .model-facts { font-size: .85rem; color: var(--body-text-color-subdued); line-height: 1.45; }
 #tabs .tabitem { padding: .6rem 0 0 !important; border: 0 !important; }
 #prompt-row { align-items: stretch; }
@@ -87,6 +93,10 @@ CSS = """
 #stroke polyline { fill: none; stroke: #e8590c; stroke-width: 2.5; stroke-linecap: round; opacity: .8; }
 #chosen img { border-radius: 14px; background: #fff; }
 .figures, #model-card { contain: inline-size; overflow-x: auto; }  /* a wide table does not widen a phone's page */
+/* Chinese lines break between any two signs: short words of the interface should not. */
+:root:lang(zh) :is(button, th, .head) { word-break: keep-all; }
+.line span + span { white-space: nowrap; }
+#model-parts td { overflow-wrap: anywhere; }
 .figures table { width: 100%; border-collapse: collapse; font-size: .9rem; }
 .figures td, .figures th { border: 0; border-bottom: 1px solid var(--border-color-primary); padding: .35rem .4rem;
   text-align: left; font-variant-numeric: tabular-nums; }
@@ -105,13 +115,14 @@ CSS = """
   #tabs button[role=tab] { padding: .4rem .5rem; font-size: .88rem; }
   #tabs, #tabs .tab-wrapper, #tabs .tab-container { min-width: 0; max-width: 100%; }
   .brand h1 { font-size: 1.35rem; }
-  .brand p { font-size: .9rem; }
+  .brand p { font-size: .9rem; clear: both; }
   #prompt-row { display: grid; grid-template-columns: 1fr 1fr; }
   #prompt { grid-column: 1 / -1; }
   #seed-row { display: grid; grid-template-columns: 2fr 1fr; }
   #seed { grid-column: 1 / -1; }
   #order-row, #open-row { display: block; }
   #best { min-width: 0 !important; margin-top: .5rem; }
+  #model-parts table { font-size: .75rem; }
   #augmented .grid-container { grid-template-columns: repeat(4, minmax(0, 1fr)) !important; }
   #gallery .grid-container { grid-template-columns: repeat(2, minmax(0, 1fr)) !important; }
 }

@@ -120,4 +120,5 @@ def facts(source: str, pipe: DallePipeline | None) -> str:
         parts.append(f"{str(pipe.prior.dtype).removeprefix('torch.')} on {pipe.device.type}")
         free, together = free_bytes(pipe.prior.device), pipe.candidates_that_fit()
         parts.append(f"{gigabytes(free)} free: {together} candidates at a time")
-    return f'<div class="model-facts">{html.escape(" · ".join(parts))}<br>{html.escape(note)}</div>'
+    line = " · ".join(f"<span>{html.escape(part)}</span>" for part in parts)  # a text each: they are translated
+    return f'<div class="model-facts">{line}<br>{html.escape(note)}</div>'

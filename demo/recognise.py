@@ -25,7 +25,7 @@ def ranking(found: list) -> str:
             prior = f"#{place} · {label.log_likelihood:.3f}"
             differs = ' class="differs"' if abs(place - rank) >= 3 else ""
         rows.append(
-            f"<tr{differs}><td>{html.escape(label.text)}</td><td>#{rank} · {label.score:.3f}</td>"
+            f'<tr{differs}><td translate="no">{html.escape(label.text)}</td><td>#{rank} · {label.score:.3f}</td>'
             f"<td>{100 * label.probability:.1f} %</td><td>{prior}</td></tr>"
         )
     head = "<tr><th>label</th><th>CLIP</th><th>CLIP's share</th><th>the prior (nats a token)</th></tr>"

@@ -68,7 +68,7 @@ def cut_notice(used: str, dropped: str) -> str:
     tail = dropped if len(dropped) <= 120 else dropped[:120] + "…"
     return (
         '<div class="notice">The prompt is longer than this model reads. It stops at: '
-        f"“…{html.escape(used[-40:])}” <s>{html.escape(tail)}</s></div>"
+        f'“…{html.escape(used[-40:])}” <s translate="no">{html.escape(tail)}</s></div>'
     )
 
 

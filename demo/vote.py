@@ -51,7 +51,7 @@ def build(kept: gr.State) -> None:
         two = draw_pair(items)
         if two is None:
             return [None, "Draw two or more candidates that CLIP ranks first.", None, None]
-        return [two, f"<b>{html.escape(two[0]['request']['prompt'][:200])}</b>", two[0]["path"], two[1]["path"]]
+        return [two, f'<b translate="no">{html.escape(two[0]["request"]["prompt"][:200])}</b>', two[0]["path"], two[1]["path"]]
 
     def vote_for(side):
         def vote(two, items):

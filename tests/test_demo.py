@@ -2,7 +2,6 @@
 
 import json
 import re
-import zipfile
 from types import SimpleNamespace
 
 import numpy as np

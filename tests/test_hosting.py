@@ -171,7 +171,7 @@ def test_complete_keeps_the_rows_at_the_top(client, tiny_pipeline, tmp_path):
 
 def test_a_saved_picture_is_completed_from_its_own_tokens_until_it_is_changed(client, tiny_pipeline, tmp_path):
     generation = tiny_pipeline("a red fox", num_candidates=1, seed=1)
-    paths, _ = pictures.save_all(generation, "tiny", str(tmp_path))
+    paths = pictures.save_all(generation, "tiny", str(tmp_path))
     own = generation.candidates[0].tokens
     assert tokens.tokens_of(tiny_pipeline, str(paths[0])) == own.tolist()
     with Image.open(paths[0]) as image:

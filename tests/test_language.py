@@ -1,0 +1,167 @@
+"""The Chinese of the page is whole: every text of the built page, and every sentence of the sources that visitors can meet."""
+
+import ast
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from dalle_core.pipeline import Label
+from demo import Models, augment, compare, create, create_demo, language, launch_options, models, pool, recognise, run, tokens
+from tests.conftest import make_pipeline
+
+ROOT = Path(__file__).parent.parent
+CHINESE = language.CHINESE
+# Gradio's own texts, which stand in no source of the project.
+GRADIO = {
+    "Drop Image Here", "Drop an image file here to upload", "Drop File Here", "- or -", "Click to Upload",
+    "Paste from Clipboard", "Error", "Warning", "Close", "Use via API", "Gradio footer navigation", "More tabs",
+    "Reset to default value", "Fullscreen", "Exit fullscreen mode", "Undo", "undo", "Remove Image", "Upload file",
+    "Click to upload or drop files", "Capture from camera", "Paste from clipboard", "Click to Access Webcam",
+    "Empty value", "common.complete", "Uploading...", "Loading", "Clear", "Download", "Empty", "processing |",
+    "Connection to the server was lost. Attempting reconnection...",
+}  # fmt: skip
+SAME = {"Top-k", "Top-p", "CLIP", "X", "Y", "tiny", "20.0 dB"}  # the field's own terms, the model's name, a unit
+# Sentences as they stand in the sources, 7 for each value. Those put together from parts; the dictionary has the outcomes.
+COMPOSED = {
+    "The page draws up to 7 prompts and 7 pictures in one go.7 For more, use the command: 7", "7 is 7; it must be 7.",
+    "7 has the shape 7; this model's grid is 7.", "7: the prompt has 7 characters; 7 are the most.", "7 has no prompt.",
+    "7 has 7 cells, the header 7: put a prompt that holds a “7” in quotation marks.", "Prompt 7: 7", "7: 7 is not a 7number.",
+    "7 takes 7 in 7, and 7 are free on 7.7 Close other programs, or choose a smaller model.",
+}  # fmt: skip
+# And those that only programs and commands meet.
+NOT_ON_THE_PAGE = (
+    "int8", "must be text", "image_tokens", "keep must be boolean", "give at least one", "name a new folder",
+    "name another folder", "Name another folder", "the best are chosen among", "the same command goes on", "device 7",
+    "device 'mps'", "There is no model", "buffer",
+)  # fmt: skip
+PATTERNS = [re.compile("(.+?)".join(map(re.escape, key.split("{}"))), re.DOTALL) for key in CHINESE if "{}" in key]
+
+
+def is_known(text: str) -> bool:
+    text = text.strip()
+    letters = re.search("[A-Za-z]{2,}", text)
+    return not letters or text in SAME or text in CHINESE or any(pattern.fullmatch(text) for pattern in PATTERNS)
+
+
+class Texts(HTMLParser):
+    """The texts of some HTML, and its attributes that are read out; not those inside translate="no"."""
+
+    def __init__(self, html: str):
+        super().__init__()
+        self.found, self.skipped = [], None
+        self.feed(html)
+
+    def handle_starttag(self, tag, attributes):
+        attributes = dict(attributes)
+        if self.skipped is None and attributes.get("translate") == "no":
+            self.skipped = tag
+        self.found += [attributes[name] for name in ("aria-label", "placeholder", "title") if name in attributes]
+
+    def handle_endtag(self, tag):
+        if tag == self.skipped:
+            self.skipped = None
+
+    def handle_data(self, data):
+        if self.skipped is None:
+            self.found.append(data)
+
+
+def texts_of_the_page() -> set[str]:
+    found = set()
+    for component in create_demo(Models(make_pipeline(), "tiny", lambda source, tell: None)).config["components"]:
+        props = component["props"]
+        if {"offstage", "notranslate"} & set(props.get("elem_classes") or []) or props.get("visible") is False:
+            continue
+        found |= {props[name] for name in ("label", "info") if props.get(name)}
+        if component["props"].get("elem_id") != "augment-prompts":  # whose placeholder are example prompts
+            found.add(props.get("placeholder") or "")
+        found |= {name for name, _ in props.get("choices") or []}
+        if component["type"] in ("html", "markdown", "button"):
+            found |= set(Texts(props.get("value") or "").found)
+    return found
+
+
+def test_every_text_of_the_built_page_is_translated():
+    assert sorted(text for text in texts_of_the_page() if not is_known(text)) == []
+
+
+def test_what_handlers_show_is_translated(tiny_pipeline):
+    item = {"path": "", "rank": 1, "score": 0.5, "seed": 7, "index": 0, "request": {
+        "model": "tiny", "prompt": "a fox", "negative_prompt": "", "settings": {}, "varied": False}}  # fmt: skip
+    progress = augment.Progress(2, 1, 4)
+    shown = [
+        run.status(5, 16, 2.0), run.done(4, 7, 1.5), run.done(4, 7, 1.5, ranked=False), run.STARTING, run.STOPPED,
+        run.cut_notice("a fox", "and more"), create.EMPTY, pool.facts(item, [item, item | {"score": 0.25}]),
+        pool.label(item | {"several": True}), pool.label(item | {"several": True, "score": None}),
+        models.facts("tiny", tiny_pipeline), models.facts("emoji", None), models.facts("dalle-mini", None),
+        *(label for label, _ in models.labelled(["emoji", "dalle-mini"])), *(known.note for known in models.CATALOGUE.values()),
+        tokens.figures(tiny_pipeline, [[1, 2], [2, 3]], 20.0), compare.status(0, 4, 1.0), compare.status(2, 4, 1.0),
+        recognise.ranking([Label("a fox", 0.5, 0.9, -1.0), Label("two apples", 0.4, 0.1, -0.5)]),
+        recognise.ranking([Label("a fox", 0.5, 0.9, -0.5), Label("two apples", 0.4, 0.1, -1.0)]),
+        augment.status(progress, 3.0), augment.status(progress, 3000.0), augment.cut_notice(1, 2),
+        "4 cells, seed 7", "4 cells, seed varied",
+    ]  # fmt: skip
+    assert [text for html in shown for text in Texts(html).found if not is_known(text)] == []
+
+
+def sentences(path: Path):
+    """What the calls that speak to visitors say, with 7 for each value."""
+    for call in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        name = isinstance(call, ast.Call) and (getattr(call.func, "attr", None) or getattr(call.func, "id", None))
+        if name not in ("InputError", "ModelError", "Error", "Warning", "said", "tell") or not call.args:
+            continue
+        for part in ast.walk(call.args[0]) if isinstance(call.args[0], ast.IfExp) else [call.args[0]]:
+            if isinstance(part, ast.Constant) and isinstance(part.value, str):
+                yield part.value
+            elif isinstance(part, ast.JoinedStr):
+                yield "".join(value.value if isinstance(value, ast.Constant) else "7" for value in part.values)
+
+
+CORE = ("pipeline", "augment", "compare", "catalogue", "memory", "downloads", "text_tokenizer", "image_tokenizer")
+
+
+@pytest.mark.parametrize(
+    "path", [*sorted((ROOT / "demo").glob("*.py")), *(ROOT / "dalle_core" / f"{name}.py" for name in CORE)],
+    ids=lambda path: f"{path.parent.name}.{path.stem}",
+)
+def test_every_sentence_for_visitors_is_translated(path):
+    lost = {text for text in sentences(path) if not is_known(text)} - COMPOSED
+    assert [text for text in lost if not any(part in text for part in NOT_ON_THE_PAGE)] == []
+
+
+@pytest.mark.parametrize("name", ["history.js", "vote.js"])
+def test_what_the_scripts_say_is_translated(name):
+    source = (ROOT / "demo" / name).read_text(encoding="utf-8")
+    said = re.findall(r"(?:say|confirm)\((?:dalleLanguage\.say\()?([\"`])(.*?)\1", source)
+    said += re.findall(r"textContent = ([\"`])(.*?)\1", source)
+    said += re.findall(r"make\(\"(?:button|li)\", (?:all\.length \? )?([\"`])(.*?)\1", source)
+    said += re.findall(r"(?:placeholder|ariaLabel): ([\"`])(.*?)\1", source)
+    texts = [re.sub(r"\$\{(?:[^{}]|\{[^}]*\})*\}", "7", text) for _, text in said]
+    texts = [text + "7" if text.endswith(": ") else text for text in texts]  # what is appended
+    assert texts and [text for text in texts if not is_known(text)] == []
+
+
+def test_the_fillings_of_keys_and_values_agree():
+    for key, value in CHINESE.items():
+        places = re.findall(r"\{(\d?)\}", value)
+        assert len(places) == key.count("{}"), key
+        if any(places):  # all numbered, each once
+            assert sorted(places) == [str(number) for number in range(1, len(places) + 1)], key
+        assert value == value.strip() and key == key.strip(), key
+
+
+def test_every_exact_key_is_in_the_sources():
+    files = [*(ROOT / "demo").glob("*.py"), *(ROOT / "demo").glob("*.js"), *(ROOT / "dalle_core").glob("*.py")]
+    text = "\n".join(path.read_text(encoding="utf-8") for path in files)
+    text = re.sub(r"([\"'])\s*\n\s*f?\1", "", text)  # strings over several lines
+    built = texts_of_the_page()
+    assert [key for key in CHINESE if "{}" not in key and key not in GRADIO | built and key not in text] == []
+    assert GRADIO <= set(CHINESE)
+
+
+def test_the_page_carries_dictionary_and_script():
+    head = launch_options()["head"]
+    assert "dalleChinese" in head and "提示词" in head
+    assert head.count("</script>") == head.count("<script>") and "</" not in language.WORDS
