@@ -10,11 +10,12 @@ from tests.browser.chromium import executable
 
 OUT = Path(__file__).parent.parent / "assets" / "screenshots"
 PROMPT = "a fox and a banana on a purple background"
-VIEWS = {  # name -> (width, height, colour scheme)
-    "create": (1440, 1000, "light"),
-    "create-dark": (1440, 1000, "dark"),
-    "create-phone": (390, 844, "light"),
-    "create-phone-dark": (390, 844, "dark"),
+VIEWS = {  # name -> (width, height, colour scheme, the browser's language, prompt)
+    "create": (1440, 1000, "light", "en", PROMPT),
+    "create-dark": (1440, 1000, "dark", "en", PROMPT),
+    "create-phone": (390, 844, "light", "en", PROMPT),
+    "create-phone-dark": (390, 844, "dark", "en", PROMPT),
+    "create-chinese": (1440, 1000, "light", "zh-CN", "粉色背景上的草莓"),
 }
 
 
@@ -24,19 +25,18 @@ def main() -> None:
     _, url, _ = demo.launch(prevent_thread_lock=True, quiet=True, **launch_options())
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=executable(), args=["--no-sandbox", "--disable-gpu"])
-        for name, (width, height, scheme) in VIEWS.items():
-            page = browser.new_page(viewport={"width": width, "height": height}, color_scheme=scheme)
+        for name, (width, height, scheme, language, prompt) in VIEWS.items():
+            page = browser.new_page(viewport={"width": width, "height": height}, color_scheme=scheme, locale=language)
             page.goto(url)
             page.locator("#generate:not([disabled])").wait_for()
-            page.get_by_label("Seed", exact=True).fill("7")
-            page.get_by_label("Keep it").check()
-            page.get_by_label("Prompt", exact=True).fill(PROMPT)
+            page.locator("#seed textarea, #seed input").first.fill("7")
+            page.locator("#keep-seed input").check()
+            page.locator("#prompt textarea").fill(prompt)
             page.keyboard.press("Enter")
             if name == "create":
                 page.locator("#gallery .thumbnail-item").first.wait_for(timeout=60_000)
                 page.screenshot(path=OUT / "drawing.png")
-            page.locator("#status", has_text="ranked by CLIP").wait_for(timeout=60_000)
-            page.locator("#gallery .caption-label").first.wait_for()
+            page.locator("#gallery .caption-label").first.wait_for(timeout=60_000)
             page.wait_for_timeout(1000)  # pictures fade in
             page.screenshot(path=OUT / f"{name}.png")
             if name == "create":
@@ -73,6 +73,16 @@ def other_tabs(page) -> None:
     page.locator("#recognised table").wait_for(timeout=60_000)
     page.wait_for_timeout(1000)
     page.screenshot(path=OUT / "recognise.png", full_page=True)
+
+    page.get_by_role("tab", name="Compare").click()
+    page.locator("#compare-prompt textarea, #compare-prompt input").first.fill("a fox on a green background")
+    page.locator("#compare-x-values textarea, #compare-x-values input").first.fill("green, blue, yellow, pink")
+    page.locator("#compare-y-values textarea, #compare-y-values input").first.fill("1, 2, 4")
+    page.locator("#compare-seed textarea, #compare-seed input").first.fill("7")
+    page.locator("#compare").click()
+    page.locator("#compare-status", has_text="cells, seed").wait_for(timeout=120_000)
+    page.wait_for_timeout(1000)
+    page.screenshot(path=OUT / "compare.png", full_page=True)
 
     page.get_by_role("tab", name="Augment").click()
     page.locator("#augment-prompts textarea").fill("a fox\na smiling face on a yellow background\ntwo apples in flat style")

@@ -11,7 +11,7 @@ import gradio as gr
 import torch
 
 from dalle_core import InputError, ModelError
-from demo import history, pool, run, vote
+from demo import history, pool, run, tile, vote
 from demo.models import Models, labelled
 from demo.models import facts as model_facts
 from demo.permalink import NAMES, read_query
@@ -125,8 +125,12 @@ def build(models: Models, demo: gr.Blocks, together: int) -> None:
                 to_complete = gr.Button("Complete it", elem_id="to-complete")
             with gr.Row():
                 more = gr.Button("More", elem_id="more")
+                use_settings = gr.Button("Use its settings", elem_id="use-settings")
+            with gr.Row():
                 copy_link = gr.Button("Copy link", elem_id="copy-link")
+                to_tile = gr.Button("Seamless tile", elem_id="to-tile")
             gr.HTML('<div id="copied" role="status"></div>')
+            tile.build(models, to_tile, kept, path)
     vote.build(kept)
     with gr.Row(elem_id="open-row"):
         saved = gr.UploadButton("Open a picture that was saved here", file_types=[".png"], elem_id="open-saved", size="sm")
@@ -359,6 +363,20 @@ def build(models: Models, demo: gr.Blocks, together: int) -> None:
     entry.change(None, entry, None, js="(text) => { dalleHistory.save(text); }", api_visibility="private")
     use_prompt.click(None, None, prompt, js="() => dalleHistory.asked()", api_visibility="private")
     copy_link.click(None, None, None, js="() => { dalleHistory.copyLink(); }", api_visibility="private")
+
+    def settings_of(items, path):
+        """The controls as they were when the chosen picture was drawn."""
+        item = next((item for item in items if item["path"] == path), None)
+        if item is None:
+            raise gr.Error("Choose a picture first.", print_exception=False)
+        request = item["request"]
+        numbers = (request["settings"][name] for name in SETTINGS)
+        return [request["prompt"], request["negative_prompt"], str(item["seed"]), True, *numbers]
+
+    use_settings.click(
+        settings_of, [kept, path], [prompt, negative, seed, keep_seed, candidates, temperature, top_k, top_p, guidance],
+        queue=False, show_progress="hidden", api_visibility="private",
+    )  # fmt: skip
 
     dice.click(
         lambda: (str(secrets.randbelow(2**32)), True), None, [seed, keep_seed], queue=False, api_visibility="private"

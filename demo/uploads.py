@@ -42,8 +42,8 @@ def open_picture(path: str | None) -> Image.Image:
                 image.load()
                 return image.copy()
     except Image.DecompressionBombError:
-        most = f"{MAX_PIXELS // 10**6} million pixels"
-        raise InputError(f"{name} is too large: up to {most} are read. Make it smaller first.") from None
+        most = MAX_PIXELS // 10**6
+        raise InputError(f"{name} is too large: up to {most} million pixels are read. Make it smaller first.") from None
     except UnidentifiedImageError:
         raise InputError(f"{name} is not a picture this page can read: use PNG, JPEG, WebP, GIF or BMP.") from None
     except (OSError, SyntaxError, ValueError) as error:

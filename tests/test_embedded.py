@@ -45,6 +45,17 @@ def test_a_candidate_is_the_same_picture_alone_and_among_others(pipe):
     assert np.array_equal(np.array(alone.image), np.array(many[0].image))
 
 
+def test_a_tile_goes_on_at_its_edges(pipe):
+    def seam(image):
+        pixels = np.array(image).astype(float)
+        return abs(pixels[:, 0] - pixels[:, -1]).mean() + abs(pixels[0] - pixels[-1]).mean()
+
+    drawn = pipe("a fox and a banana on a purple background", num_candidates=4, seed=3).candidates
+    tiles = [pipe.tile(candidate.tokens) for candidate in drawn]
+    assert {tile.size for tile in tiles} == {(pipe.image_size,) * 2}
+    assert sum(map(seam, tiles)) < 0.6 * sum(seam(candidate.image) for candidate in drawn)
+
+
 def test_it_recognises_what_it_knows_by_name(pipe):
     assert len(pipe.config.labels) > 900
     image = pipe("a red circle", num_candidates=8, seed=0).candidates[0].image

@@ -5,9 +5,9 @@ import json
 import huggingface_hub
 import pytest
 import yaml
+from gradio.routes import App
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
-from gradio.routes import App
 from PIL import Image, PngImagePlugin
 from starlette.testclient import TestClient
 

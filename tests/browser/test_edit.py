@@ -1,0 +1,97 @@
+"""Painting what stays, going on from a completion, the seamless tile and a picture's own settings, in a real Chromium."""
+
+import base64
+import re
+
+import numpy as np
+from PIL import Image
+from playwright.sync_api import expect
+
+from tests.browser.steps import entries, generate, open_tab, prompt
+
+
+def tokens_in(entry, place=0) -> list[int]:
+    return np.frombuffer(base64.b64decode(entry["candidates"][place]["tokens"]), "<u2").tolist()
+
+
+def complete(page):
+    page.locator("#complete").click()
+    expect(page.locator("#complete-again")).to_be_visible(timeout=30_000)
+
+
+def test_a_painted_region_is_drawn_anew_and_the_rest_stays(page, gate):
+    generate(page, gate)
+    drawn = tokens_in(entries(page)[0])
+    page.locator("#to-complete").click()
+    view = page.locator("#kept-view img")
+    expect(view).to_be_visible(timeout=10_000)
+    before = view.get_attribute("src")
+    page.get_by_label("border", exact=True).check()
+    page.locator("#rows input[type=number]").fill("2")  # of 4 x 4 cells: all
+    page.locator("#rows input[type=number]").press("Tab")
+    expect(view).not_to_have_attribute("src", before)
+    page.wait_for_timeout(500)
+    before, box = view.get_attribute("src"), view.bounding_box()
+    y = box["y"] + box["height"] * 3.5 / 4
+    page.mouse.move(box["x"] + box["width"] * 0.5 / 4, y)
+    page.mouse.down()
+    page.mouse.move(box["x"] + box["width"] * 2.5 / 4, y)  # across three cells of the last row, in one leap
+    expect(page.locator("#stroke polyline")).to_be_visible()
+    page.mouse.up()
+    expect(view).not_to_have_attribute("src", before)
+    expect(page.locator("#stroke")).to_have_count(0)
+    complete(page)
+    completions = next(entry for entry in entries(page) if entry["varied"])
+    assert len(completions["candidates"]) == 8 and completions["prompt"] == "a red fox"
+    for place in range(8):
+        found = tokens_in(completions, place)
+        assert found[:12] == drawn[:12] and found[15] == drawn[15]
+    assert any(tokens_in(completions, place)[12:15] != drawn[12:15] for place in range(8))
+
+
+def test_going_on_from_a_completion_keeps_its_very_tokens(page, gate):
+    generate(page, gate)
+    page.locator("#to-complete").click()
+    view = page.locator("#kept-view img")
+    expect(view).to_be_visible(timeout=10_000)
+    complete(page)
+    first = next(entry for entry in entries(page) if entry["varied"])
+    page.locator("#completions .thumbnail-item").nth(2).click()
+    page.wait_for_timeout(500)
+    before = view.get_attribute("src")
+    page.locator("#complete-again").click()
+    expect(view).not_to_have_attribute("src", before)
+    page.wait_for_timeout(500)
+    complete(page)
+    expect(page.locator("#history-count")).to_have_text("3")
+    second = next(entry for entry in entries(page) if entry["varied"] and entry["id"] != first["id"])
+    assert tokens_in(second)[:8] == tokens_in(first, 2)[:8]  # the upper half is kept
+
+
+def test_a_seamless_tile(page, gate):
+    generate(page, gate)
+    page.locator("#to-tile").click()
+    expect(page.locator("#tiled img")).to_be_visible(timeout=10_000)
+    with page.expect_download() as download:
+        page.locator("#tile-download").click()
+    assert re.fullmatch(r"a-red-fox_seed\d+_\d+_tile\.png", download.value.suggested_filename)
+    with Image.open(download.value.path()) as tile:
+        assert tile.size == (384, 384) and "dalle" not in tile.info
+    page.locator("#tile-hide").click()
+    expect(page.locator("#tiled")).to_be_hidden()
+
+
+def test_a_picture_s_own_settings_come_back(page, gate):
+    page.get_by_label("Seed", exact=True).fill("12")
+    generate(page, gate)
+    prompt(page).fill("something else")
+    page.get_by_label("Seed", exact=True).fill("99")
+    page.locator("#use-settings").click()
+    expect(prompt(page)).to_have_value("a red fox")
+    expect(page.get_by_label("Seed", exact=True)).to_have_value("12")
+
+
+def test_a_click_before_a_picture_is_there_does_nothing(page):
+    open_tab(page, "Complete")
+    page.locator("#kept-view").click()
+    expect(page.locator("#stroke")).to_have_count(0)
