@@ -174,8 +174,8 @@ def build(models: Models, together: int):
 
     event = gr.on(
         [go.click, prompt.submit], complete, [tokens, keep, prompt, count, seed], [gallery, progress, paths, chosen, again, entry],
-        api_visibility="private", show_progress="minimal", show_progress_on=progress, concurrency_id="sampling",
-        concurrency_limit=together, trigger_mode="once",
+        api_name="complete_cells", api_visibility="private", show_progress="minimal", show_progress_on=progress,
+        concurrency_id="sampling", concurrency_limit=together, trigger_mode="once",
     )  # fmt: skip
     # For programs, which hold no state: the same from a picture.
     gr.Button(visible=False).click(

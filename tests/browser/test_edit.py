@@ -36,7 +36,7 @@ def test_a_painted_region_is_drawn_anew_and_the_rest_stays(page, gate):
     page.mouse.move(box["x"] + box["width"] * 0.5 / 4, y)
     page.mouse.down()
     page.mouse.move(box["x"] + box["width"] * 2.5 / 4, y)  # across three cells of the last row, in one leap
-    expect(page.locator("#stroke polyline")).to_be_visible()
+    expect(page.locator("#stroke")).to_be_visible()
     page.mouse.up()
     expect(view).not_to_have_attribute("src", before)
     expect(page.locator("#stroke")).to_have_count(0)
