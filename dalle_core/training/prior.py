@@ -170,7 +170,7 @@ def main() -> None:
     parser.add_argument("--text-tokenizer", default="runs/text_tokenizer", help="folder")
     parser.add_argument("--out", type=Path, default=Path("runs/prior"), help="state, logs, result")
     parser.add_argument("--pool", type=int, default=60_000, help="pictures to encode (at most the data set's)")
-    parser.add_argument("--samples", type=int, default=150_000, help="pictures to train on, over all epochs")
+    parser.add_argument("--samples", type=int, default=280_000, help="pictures to train on, over all epochs")
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--image-size", type=int, default=96)
     parser.add_argument("--text-length", type=int, default=16, help="text positions, the end of the text included")
