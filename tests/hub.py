@@ -11,15 +11,17 @@ SHA = "0123456789abcdef0123456789abcdef01234567"
 
 
 class Hub:
-    """`repos`: owner/name -> {file name: content}. `broken`: file names whose connection is cut half-way. `refused`:
-    owner/name -> the X-Error-Code that the Hub answers with."""
+    """`repos`: owner/name -> {file name: content}. `broken`: file names whose connection is cut half-way, or at the byte
+    `stops_at`. `refused`: owner/name -> the X-Error-Code that the Hub answers with."""
 
     def __init__(self):
         self.repos: dict[str, dict[str, bytes]] = {}
         self.broken: set[str] = set()
         self.refused: dict[str, str] = {}
         self.requests: list[str] = []
+        self.ranges: list[str] = []
         self.corrupt: set[str] = set()
+        self.stops_at: int | None = None
 
     def add(self, repo: str, folder: Path) -> None:
         self.repos[repo] = {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
@@ -76,6 +78,8 @@ def serve():
             data = files[name]
             headers = {"X_Repo_Commit": SHA, "ETag": f'"{hashlib.sha256(data).hexdigest()}"', "Accept_Ranges": "bytes"}
             start = int(self.headers.get("Range", "bytes=0-").split("=")[1].split("-")[0] or 0)
+            if self.command == "GET" and start:
+                hub.ranges.append(self.headers["Range"])
             if name in hub.corrupt:
                 data = bytes(reversed(data))
             body, code = data[start:], 206 if start else 200
@@ -83,7 +87,8 @@ def serve():
                 headers["Content_Range"] = f"bytes {start}-{len(data) - 1}/{len(data)}"
             if self.command == "GET" and name in hub.broken:
                 self.close_connection = True
-                return self.answer(code, body[: len(body) // 2], Content_Length=len(body), **headers)
+                stop = len(body) // 2 if hub.stops_at is None else max(hub.stops_at - start, 0)
+                return self.answer(code, body[:stop], Content_Length=len(body), **headers)
             return self.answer(code, body, Content_Length=len(body), **headers)
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)

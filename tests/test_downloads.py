@@ -1,6 +1,8 @@
 """Downloads, from a Hub on this machine: progress, interruption, verification, offline use, and what to do on errors."""
 
+import hashlib
 import shutil
+import time
 
 import huggingface_hub
 import pytest
@@ -48,16 +50,54 @@ def test_the_first_revision_is_kept(hub):
     assert fetch() == folder and (folder / "b.json").read_bytes() == b"{}"
 
 
-def test_an_interrupted_download_goes_on_with_what_is_missing(hub, monkeypatch):
-    monkeypatch.setattr(constants, "HF_HUB_DOWNLOAD_TIMEOUT", 1)
-    hub.repos[REPO] = {"a.json": b"[1]", "a.bin": b"a" * 300_000}
+def test_an_interrupted_download_goes_on_where_it_stopped(hub, monkeypatch):
+    monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 10_000)  # what is written at a time
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)  # between huggingface_hub's own tries
+    content = bytes(range(256)) * 1200
+    hub.repos[REPO] = {"a.json": b"[1]", "a.bin": content}
     hub.broken = {"a.bin"}
-    with pytest.raises(ModelError, match="files that are complete are kept"):
+    hub.stops_at = 100_000
+    with pytest.raises(ModelError, match="what has arrived is kept"):
         fetch()
     assert not downloads.is_cached(REPO, ["a.bin", "*.json"])
     hub.broken.clear()
+    hub.ranges.clear()
+    lines = []
+    assert (fetch(lines.append) / "a.bin").read_bytes() == content
+    assert "bytes=100000-" in hub.ranges
+    assert not list((downloads.Path(constants.HF_HUB_CACHE)).rglob("*.partial"))
+
+
+def test_what_was_left_of_a_download_is_not_trusted(hub):
+    """Bytes of another file, and more of them than the file has: both are found by the checksum or the size."""
+    sha = hashlib.sha256(hub.repos[REPO]["a.bin"]).hexdigest()
+    part = downloads.Path(constants.HF_HUB_CACHE) / "models--someone--model" / "blobs" / f"{sha}.partial"
+    part.parent.mkdir(parents=True)
+    part.write_bytes(b"b" * 1000)
+    with pytest.raises(ModelError, match="a.bin arrived damaged"):
+        fetch()
+    part.write_bytes(b"b" * 4_000_000)
+    assert (fetch() / "a.bin").read_bytes() == hub.repos[REPO]["a.bin"]
+
+
+def test_files_by_pattern_are_whole_or_asked_for_again(hub, monkeypatch):
+    """A model in this project's layout: which files it has is known only when its download came to its end."""
+    hub.repos[REPO] = {"model_index.json": b"{}", "a/x.safetensors": b"1" * 1000, "b/x.safetensors": b"2" * 1000}
+    hub.broken = {"b/x.safetensors"}
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)
+    patterns = ["*.json", "*.safetensors"]
+    with pytest.raises(ModelError):
+        downloads.fetch(REPO, patterns)
+    hub.broken.clear()
+    folder = downloads.fetch(REPO, patterns)
+    assert (folder / "b" / "x.safetensors").read_bytes() == b"2" * 1000
     hub.requests.clear()
-    assert (fetch() / "a.bin").read_bytes() == b"a" * 300_000
+    assert downloads.fetch(REPO, patterns) == folder and hub.requests == []
+    # Brought by other means, so nothing is recorded, and there is no network: what is here is taken.
+    downloads._record_file().unlink()
+    huggingface_hub.snapshot_download(REPO)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert downloads.fetch(REPO, patterns) == folder
 
 
 def test_a_file_that_arrives_changed_is_removed(hub):
