@@ -105,19 +105,20 @@ def build(models: Models, together: int) -> None:
             found[place] = {"x": across.values[cell.column], "y": below.values[cell.row], "score": first["score"],
                             "seed": first["seed"], "index": first["index"], "tokens": first["tokens"],
                             **first["request"]}  # fmt: skip
-            grid = sheet(across, below, pictures, scores)
-            grid.save(folder / "grid.png")
+            # A folder each: a browser would not load the same address again.
+            (folder / str(done)).mkdir()
+            as_png, as_text = folder / str(done) / "grid.png", folder / str(done) / "grid.json"
+            sheet(across, below, pictures, scores).save(as_png)
             winner = best(scores)
-            (folder / "grid.json").write_text(json.dumps(
+            as_text.write_text(json.dumps(
                 {"x": across.name, "y": below.name, "best": winner and list(winner), "cells": list(found.values())},
                 ensure_ascii=False, indent=1,
-            ))  # fmt: skip
+            ), encoding="utf-8")  # fmt: skip
             said = status(done + 1, len(cells), time.monotonic() - started)
             if done + 1 == len(cells):
                 said = run.said(f"{len(cells)} cells, seed {first['seed'] if 'seed' not in (x, y) else 'varied'}")
             yield (
-                gr.update(value=str(folder / "grid.png"), visible=True), said, gr.update(visible=True),
-                str(folder / "grid.png"), str(folder / "grid.json"),
+                gr.update(value=str(as_png), visible=True), said, gr.update(visible=True), str(as_png), str(as_text),
             )  # fmt: skip
 
     event = gr.on(

@@ -1,12 +1,22 @@
 """The Compare and Model tabs in a real Chromium, on a tiny pipeline."""
 
+import base64
+import io
 import json
 
+import numpy as np
 import pytest
 from PIL import Image
 from playwright.sync_api import expect
 
 from tests.browser.steps import open_tab
+
+# What the browser shows of a picture, as a data URL.
+PAINTED = """image => {
+  const canvas = Object.assign(document.createElement("canvas"), { width: image.naturalWidth, height: image.naturalHeight });
+  canvas.getContext("2d").drawImage(image, 0, 0);
+  return canvas.toDataURL("image/png");
+}"""
 
 
 def fill(page, x_values, y_values):
@@ -29,7 +39,11 @@ def test_a_grid_is_drawn_scored_and_saved(page, gate):
     assert {cell["seed"] for cell in content["cells"]} == {7}
     with page.expect_download() as download:
         page.locator("#compare-png").click()
-    assert Image.open(download.value.path()).width > 400
+    saved = Image.open(download.value.path()).convert("RGB")
+    assert saved.width > 400
+    shown = page.locator("#compare-grid img").evaluate(PAINTED).partition(",")[2]
+    shown = np.asarray(Image.open(io.BytesIO(base64.b64decode(shown))).convert("RGB"), np.int16)
+    assert np.abs(shown - np.asarray(saved)).max() <= 2  # the whole grid, not the one of the first cell
 
 
 def test_stop_half_way_keeps_the_cells_that_are_finished(page, gate):
