@@ -6,7 +6,7 @@ from pathlib import Path
 import psutil
 import torch
 
-from dalle_core.errors import ModelError
+from dalle_core.errors import InputError, ModelError
 
 RESERVE = 0.85  # the share of the free memory that is planned with
 CGROUP = Path("/sys/fs/cgroup")  # a container's own limit, which the machine's figures do not show
@@ -29,15 +29,58 @@ def gigabytes(count: float) -> str:
     return f"{count / 1e9:.1f} GB" if count >= 1e8 else f"{count / 1e6:.0f} MB"
 
 
-def check_model(name: str, parameters: int, dtype: torch.dtype, device: torch.device) -> None:
-    """Raises ModelError with the numbers when a model's weights will not fit."""
-    needed, free = parameters * dtype.itemsize, free_bytes(device)
+def check_model(name: str, parameters: int, dtype: torch.dtype, device: torch.device, freed: int = 0) -> None:
+    """Raises ModelError with the numbers when a model's weights will not fit; `freed` bytes will be free by then."""
+    needed, free = parameters * dtype.itemsize, free_bytes(device) + freed
     if needed > free * RESERVE:
         smaller = "" if dtype.itemsize == 2 else f" bfloat16 would take {gigabytes(parameters * 2)} (--dtype bfloat16)."
         raise ModelError(
             f"{name} takes {gigabytes(needed)} in {str(dtype).removeprefix('torch.')}, and {gigabytes(free)} are free on "
             f"{device}.{smaller} Close other programs, or choose a smaller model."
         )
+
+
+def check_conversion(name: str, needed: int) -> None:
+    """Raises ModelError with the numbers when a published model cannot be converted here."""
+    free = free_bytes(torch.device("cpu"))
+    if needed > free * RESERVE:
+        raise ModelError(
+            f"Converting {name} takes {gigabytes(needed)} of memory, once, and {gigabytes(free)} are free. Close other "
+            "programs, or convert it on a larger machine (python -m dalle_core convert) and copy the folder."
+        )
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Of CUDA, of MPS and cuBLAS, of the CPU."""
+    text = str(error)
+    return isinstance(error, torch.OutOfMemoryError) or any(
+        sign in text for sign in ("out of memory", "ALLOC_FAILED", "can't allocate memory")
+    )
+
+
+def too_little(device: torch.device) -> InputError:
+    """What to say when not even one candidate can be drawn."""
+    return InputError(
+        f"There is not enough memory to draw even one candidate: {gigabytes(free_bytes(device))} are free on {device}. Close "
+        "other programs, or load the model in a smaller dtype."
+    )
+
+
+def by_halves(compute, rows, device: torch.device) -> list:
+    """compute(rows), a list with an entry for each row; after an out-of-memory, that of each half in turn.
+
+    Raises InputError with the numbers when one row is too many.
+    """
+    try:
+        return compute(rows)
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+    # Outside: the traceback would keep the memory.
+    if len(rows) == 1:
+        raise too_little(device)
+    half = len(rows) // 2
+    return by_halves(compute, rows[:half], device) + by_halves(compute, rows[half:], device)
 
 
 def check_disk(folder: Path, needed: int, purpose: str) -> None:

@@ -304,18 +304,14 @@ class DallePipeline(DiffusionPipeline):
                     if index < count * length:
                         yield Step(index, count * length, previews)
             except RuntimeError as error:
-                if not _is_out_of_memory(error):
+                if not memory.is_out_of_memory(error):
                     raise
                 out_of_memory = True  # handled outside: the traceback would keep the memory
             finally:
                 steps.close()
             if out_of_memory:
                 if chunk == 1:
-                    free = memory.gigabytes(memory.free_bytes(device))
-                    raise InputError(
-                        f"There is not enough memory to draw even one candidate: {free} are free on {device}. Close other "
-                        "programs, or load the model in a smaller dtype."
-                    )
+                    raise memory.too_little(device)
                 chunk = chunk // 2
                 continue
             finished = torch.cat([finished, tokens.cpu()])
@@ -330,7 +326,11 @@ class DallePipeline(DiffusionPipeline):
         scores, rerank = [None] * len(shown), rerank and self.clip is not None
         if rerank:
             tokenizer = self.clip_tokenizer or self.text_tokenizer
-            scores = clip_rerank.scores(self.clip, self.clip_processor, tokenizer, generation.used_prompt, shown)
+
+            def score(images):
+                return clip_rerank.scores(self.clip, self.clip_processor, tokenizer, generation.used_prompt, images)
+
+            scores = memory.by_halves(score, shown, self.clip.device)
         grids = tokens.unflatten(1, (self.grid_size, self.grid_size))
         candidates = [
             Candidate(image, score, grid.clone(), generation.seed, index)
@@ -342,7 +342,11 @@ class DallePipeline(DiffusionPipeline):
     def _images(self, tokens: torch.Tensor) -> list[Image.Image]:
         """Tokens [B, N] -> pictures."""
         grids = tokens.to(self.image_tokenizer.device).unflatten(1, (self.grid_size, self.grid_size))
-        return images.to_images(images.decode(self.image_tokenizer, grids))
+
+        def decode(grids):
+            return images.to_images(images.decode(self.image_tokenizer, grids))
+
+        return memory.by_halves(decode, grids, self.image_tokenizer.device)
 
     @torch.inference_mode()
     def _preview(self, tokens: torch.Tensor, position: int) -> list[Image.Image]:
@@ -394,7 +398,3 @@ def _number(name: str, value, low, high, whole: bool = False, above: bool = Fals
     if not (low < value if above else low <= value) or not value <= high:  # NaN fails too
         raise wrong
     return value
-
-
-def _is_out_of_memory(error: RuntimeError) -> bool:
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)

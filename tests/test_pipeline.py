@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import dalle_core
-from dalle_core import InputError
+from dalle_core import InputError, pipeline
 from dalle_core.text_tokenizer import encode_prompts, fit_prompt, train_text_tokenizer
 
 
@@ -122,6 +122,38 @@ def test_out_of_memory_halves_the_chunk_and_keeps_what_is_finished(own_pipeline)
 
     own_pipeline.prior.decode = nothing
     with pytest.raises(InputError, match="not enough memory"):
+        own_pipeline("a fox", num_candidates=4)
+
+
+def test_out_of_memory_in_pixels_and_in_ranking_halves_too(own_pipeline, monkeypatch):
+    expected = own_pipeline("a fox", num_candidates=12, seed=4).candidates
+    decode, score, seen = pipeline.images.decode, pipeline.clip_rerank.scores, []
+
+    def scarce_pixels(model, tokens):
+        seen.append(len(tokens))
+        if len(tokens) > 3:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return decode(model, tokens)
+
+    def scarce_scores(clip, processor, tokenizer, prompt, images):
+        if len(images) > 5:
+            raise RuntimeError("MPS backend out of memory (MPS allocated: 17.93 GB)")
+        return score(clip, processor, tokenizer, prompt, images)
+
+    monkeypatch.setattr(pipeline.images, "decode", scarce_pixels)
+    monkeypatch.setattr(pipeline.clip_rerank, "scores", scarce_scores)
+    found = own_pipeline("a fox", num_candidates=12, seed=4).candidates
+    assert seen == [12, 6, 3, 3, 6, 3, 3] and [c.index for c in found] == [c.index for c in expected]
+    assert all(torch.equal(a.tokens, b.tokens) and a.image == b.image for a, b in zip(found, expected))
+
+    def nothing(model, tokens):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(pipeline.images, "decode", nothing)
+    with pytest.raises(InputError, match="even one candidate: .* are free on cpu"):
+        own_pipeline("a fox", num_candidates=4)
+    monkeypatch.setattr(pipeline.images, "decode", lambda model, tokens: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
         own_pipeline("a fox", num_candidates=4)
 
 
