@@ -1,6 +1,7 @@
 """`python app.py`: loads a model and opens the page. `--help` lists what can be chosen."""
 
 import argparse
+import errno
 import os
 import socket
 import sys
@@ -13,6 +14,7 @@ def arguments() -> argparse.Namespace:
         description="Type a prompt in a browser, get a grid of candidates ranked by CLIP.",
         epilog="A login is asked for when the environment sets DALLE_USER and DALLE_PASSWORD.",
     )
+    parser.error = lambda message: fail(f"{message}. Try --help.")  # one line, without the usage
     parser.add_argument(
         "--model", default="emoji",
         help="a name (emoji, dalle-mini, dalle-mega), a folder, or a Hub id (default: %(default)s)",
@@ -50,8 +52,10 @@ def main() -> None:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((args.host, args.port))
-        except OSError as error:
-            fail(f"cannot listen on {args.host}, port {args.port}: {error.strerror}. Choose another with --port.")
+        except (OSError, UnicodeError) as error:
+            reason = error.strerror if isinstance(error, OSError) else "no such address"
+            other = "--port" if getattr(error, "errno", None) in (errno.EADDRINUSE, errno.EACCES) else "--host"
+            fail(f"cannot listen on {args.host}, port {args.port}: {reason}. Choose another with {other}.")
     user, password = os.environ.get("DALLE_USER"), os.environ.get("DALLE_PASSWORD")
     if bool(user) != bool(password):
         fail("set both DALLE_USER and DALLE_PASSWORD for a login, or neither.")

@@ -46,7 +46,11 @@ def test_a_busy_port_is_one_line(busy_port):
         (("--model", "no-such-model"), {}, "no-such-model"),
         (("--device", "tpu0"), {}, "tpu0"),
         (("--port", "70000"), {}, "70000"),
-        (("--host", "256.0.0.1"), {}, "256.0.0.1"),
+        (("--port", "http"), {}, "http"),
+        (("--dtype", "float8"), {}, "float8"),
+        (("--model", "x" * 5000), {}, "There is no model"),
+        (("--host", "256.0.0.1"), {}, "--host"),
+        (("--host", "a" * 70 + ".b"), {}, "--host"),
         ((), {"DALLE_USER": "me", "DALLE_PASSWORD": ""}, "DALLE_PASSWORD"),
     ],
 )
