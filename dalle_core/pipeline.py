@@ -21,6 +21,7 @@ from dalle_core.errors import InputError, ModelError
 from dalle_core.gpt_prior import GPTPrior
 from dalle_core.int8 import is_quantized
 from dalle_core.sampling import candidate_uniforms
+from dalle_core.text_normalizer import NORMALIZERS
 from dalle_core.text_tokenizer import encode_prompts, fit_prompt
 
 NOT_DRAWN = 0.86  # light grey in [-1, 1]: cells of a preview whose token is not drawn yet
@@ -115,6 +116,18 @@ class DallePipeline(DiffusionPipeline):
         if is_quantized(self.prior):
             raise ModelError("int8 weights are not saved: load the model in float32 or bfloat16 to save it.")
         super().save_pretrained(*args, **kwargs)
+
+    def check_config(self) -> None:
+        """Raises InputError naming what in `model_index.json` cannot be."""
+        for key in ("name", "licence"):
+            if not isinstance(self.config[key], str):
+                raise InputError(f"{key} must be text.")
+        for key in ("examples", "labels"):
+            if not all(isinstance(text, str) for text in self.config[key]):
+                raise InputError(f"{key} must be a list of texts.")
+        if self.config.text_normalizer not in (None, *NORMALIZERS):
+            raise InputError(f"text_normalizer is {self.config.text_normalizer!r}; it must be null or one of {', '.join(NORMALIZERS)}.")
+        self._settings(None, None, None, None, None)
 
     @property
     def name(self) -> str:
@@ -255,20 +268,14 @@ class DallePipeline(DiffusionPipeline):
         if not isinstance(prompt, str) or not isinstance(negative_prompt, str):
             raise InputError("The prompt and the negative prompt must be text.")
         used, dropped = self.fit_prompt(prompt)
-        negative = negative_prompt.strip() and self.fit_prompt(negative_prompt)[0]
-        defaults = self.defaults
-
-        def number(name, value, low, high, whole=False, above=False):
-            return _number(name, defaults[name] if value is None else value, low, high, whole, above)
-
-        num_candidates = number("num_candidates", num_candidates, 1, self.max_candidates, whole=True)
+        try:
+            negative = negative_prompt.strip() and self.fit_prompt(negative_prompt)[0]
+        except InputError:
+            raise InputError(
+                f"This model knows nothing of the negative prompt {negative_prompt[:40]!r}: leave it empty or try other words."
+            ) from None
         seed = secrets.randbelow(2**32) if seed is None else _number("seed", seed, 0, 2**63 - 1, whole=True)
-        settings = SamplingSettings(
-            temperature=number("temperature", temperature, 0.0, 100.0),
-            top_k=number("top_k", top_k, 0, self.codebook_size, whole=True),
-            top_p=number("top_p", top_p, 0.0, 1.0, above=True),
-            guidance_scale=number("guidance_scale", guidance_scale, 0.0, 100.0),
-        )
+        num_candidates, settings = self._settings(num_candidates, temperature, top_k, top_p, guidance_scale)
         preview_every = _number("preview_every", preview_every, 0, 10**6, whole=True)
         forced, keep = self._forced(image_tokens, keep)
         generation = Generation(
@@ -276,6 +283,20 @@ class DallePipeline(DiffusionPipeline):
             seed=seed, settings={"num_candidates": num_candidates} | asdict(settings),
         )  # fmt: skip
         return self._stream(generation, negative, settings, forced, keep, preview_every, rerank)
+
+    def _settings(self, num_candidates, temperature, top_k, top_p, guidance_scale) -> tuple[int, SamplingSettings]:
+        """Checked, the model's own where they are None."""
+        defaults = self.defaults
+
+        def number(name, value, low, high, whole=False, above=False):
+            return _number(name, defaults[name] if value is None else value, low, high, whole, above)
+
+        return number("num_candidates", num_candidates, 1, self.max_candidates, whole=True), SamplingSettings(
+            temperature=number("temperature", temperature, 0.0, 100.0),
+            top_k=number("top_k", top_k, 0, self.codebook_size, whole=True),
+            top_p=number("top_p", top_p, 0.0, 1.0, above=True),
+            guidance_scale=number("guidance_scale", guidance_scale, 0.0, 100.0),
+        )
 
     def _stream(self, generation, negative, settings, forced, keep, preview_every, rerank) -> Iterator[Step]:
         count, length = generation.settings["num_candidates"], self.prior.config.image_length
@@ -367,12 +388,16 @@ class DallePipeline(DiffusionPipeline):
         if image_tokens is None or keep is None:
             raise InputError("image_tokens and keep go together: the tokens, and which of them stay.")
         shape = (self.grid_size, self.grid_size)
-        image_tokens, keep = torch.as_tensor(image_tokens), torch.as_tensor(keep)
+        try:
+            image_tokens, keep = torch.as_tensor(image_tokens), torch.as_tensor(keep)
+        except (TypeError, ValueError, RuntimeError):
+            raise InputError(f"image_tokens and keep must be grids of numbers {shape}, as tensors or as lists.") from None
         for name, value in (("image_tokens", image_tokens), ("keep", keep)):
             if tuple(value.shape) != shape:
                 raise InputError(f"{name} has the shape {tuple(value.shape)}; this model's grid is {shape}.")
-        if image_tokens.is_floating_point() or image_tokens.dtype == torch.bool:
+        if image_tokens.is_floating_point() or image_tokens.is_complex() or image_tokens.dtype == torch.bool:
             raise InputError(f"image_tokens must be whole numbers, not {image_tokens.dtype}.")
+        image_tokens = image_tokens.long()
         if keep.dtype != torch.bool:
             raise InputError(f"keep must be boolean (true where the token stays), not {keep.dtype}.")
         if image_tokens.min() < 0 or image_tokens.max() >= self.codebook_size:
@@ -380,7 +405,7 @@ class DallePipeline(DiffusionPipeline):
                 f"image_tokens holds {image_tokens.min().item()} to {image_tokens.max().item()}; this model's tokens are "
                 f"0 to {self.codebook_size - 1}."
             )
-        return image_tokens.flatten().long(), keep.flatten()
+        return image_tokens.flatten(), keep.flatten()
 
 
 def _number(name: str, value, low, high, whole: bool = False, above: bool = False):

@@ -77,7 +77,7 @@ def build(models: Models, together: int) -> None:
             asked = run.parse_seed(seed, keep=True)
             arguments = {"prompt": (prompt or "").strip()[: run.MAX_PROMPT], "seed": asked, "model": models.source}
             cells = plan(across, below, arguments)
-            settings = {"num_candidates": int(candidates), "negative_prompt": (negative_prompt or "").strip()[: run.MAX_PROMPT]}
+            settings = {"num_candidates": candidates, "negative_prompt": (negative_prompt or "").strip()[: run.MAX_PROMPT]}
             for cell in cells:  # every cell's values, before the first is drawn
                 if cell.arguments["model"] == models.source:
                     numbers = {key: value for key, value in cell.arguments.items() if key != "model"}

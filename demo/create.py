@@ -91,6 +91,8 @@ def build(models: Models, demo: gr.Blocks, together: int) -> None:
             every = gr.Slider(
                 0, pipe.grid_size**2, preview_every(pipe), step=1, label="Preview every", info="tokens; 0 is never"
             )
+        for slider in (candidates, temperature, top_k, top_p, guidance, every):
+            run.bounded(slider)
         save_recipe = gr.Checkbox(
             True, label="Save the recipe in the PNG", elem_id="save-recipe",
             info="Prompt, settings and tokens: dropped on this page, the picture restores them.",
@@ -172,8 +174,8 @@ def build(models: Models, demo: gr.Blocks, together: int) -> None:
         try:
             asked = parse_seed(seed, keep_seed, drawn)
             settings = {"negative_prompt": (negative or "").strip()[:MAX_PROMPT], "temperature": temperature, "top_p": top_p,
-                        "num_candidates": int(candidates), "top_k": int(top_k), "guidance_scale": guidance,
-                        "preview_every": int(every)}  # fmt: skip
+                        "num_candidates": candidates, "top_k": top_k, "guidance_scale": guidance,
+                        "preview_every": every}  # fmt: skip
             lines = [line.strip() for line in (prompt or "")[:MAX_PROMPT].splitlines() if line.strip()] or [""]
             if len(lines) > MAX_PROMPTS:
                 raise InputError(f"These are {len(lines)} prompts, one a line; up to {MAX_PROMPTS} are drawn in one go.")
@@ -217,8 +219,8 @@ def build(models: Models, demo: gr.Blocks, together: int) -> None:
                 raise InputError(f"This picture was drawn by the model {like['request']['model']!r}; choose that model first.")
             asked = parse_seed(seed, keep_seed, drawn)
             settings = {"negative_prompt": (negative or "").strip()[:MAX_PROMPT], "temperature": temperature, "top_p": top_p,
-                        "num_candidates": int(candidates), "top_k": int(top_k), "guidance_scale": guidance,
-                        "preview_every": int(every), "image_tokens": history.unpack(like["tokens"], models.pipe),
+                        "num_candidates": candidates, "top_k": top_k, "guidance_scale": guidance,
+                        "preview_every": every, "image_tokens": history.unpack(like["tokens"], models.pipe),
                         "keep": half(like["seed"] if asked is None else asked, models.pipe.grid_size)}  # fmt: skip
         except (InputError, TypeError, ValueError) as error:
             raise run.sentence(error) from None

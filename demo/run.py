@@ -62,12 +62,12 @@ def stopped(line: str):
     return STOPPED if line == STARTING or "Drawing" in line else gr.skip()
 
 
-def cut_notice(used: str, dropped: str) -> str:
+def cut_notice(used: str, dropped: str, what: str = "prompt") -> str:
     if not dropped:
         return ""
     tail = dropped if len(dropped) <= 120 else dropped[:120] + "…"
     return (
-        '<div class="notice">The prompt is longer than this model reads. It stops at: '
+        f'<div class="notice">The {what} is longer than this model reads. It stops at: '
         f'“…{html.escape(used[-40:])}” <s translate="no">{html.escape(tail)}</s></div>'
     )
 
@@ -95,6 +95,21 @@ def sentence(error: Exception) -> gr.Error:
     return gr.Error(str(error), duration=10, print_exception=False)
 
 
+def bounded(slider: gr.Slider) -> gr.Slider:
+    """A slider that is named when a program sends a value beyond its ends; Gradio's own sentence says the value alone."""
+    check = slider.preprocess
+
+    def preprocess(value):
+        try:
+            return check(value)
+        except (gr.Error, TypeError, ValueError, OverflowError):
+            wrong = f"{slider.label} is {value!r}; it must be a number from {slider.minimum} to {slider.maximum}."
+            raise sentence(InputError(wrong)) from None
+
+    slider.preprocess = preprocess
+    return slider
+
+
 def draw(
     models: Models, model: str, cache: str, prompt: str, seed: int | None, save_recipe: bool = True, **arguments
 ) -> Iterator[Update]:
@@ -117,6 +132,8 @@ def draw(
             steps = pipe.stream(prompt, seed=seed, **arguments)
             held.callback(steps.close)
             cut = cut_notice(used, dropped)
+            if negative := arguments.get("negative_prompt", "").strip():
+                cut += cut_notice(*pipe.fit_prompt(negative), "negative prompt")
             yield Update(STARTING, seed=seed, cut=cut)
             for step in steps:
                 if step.generation is not None:

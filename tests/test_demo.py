@@ -4,6 +4,7 @@ import json
 import re
 from types import SimpleNamespace
 
+import gradio as gr
 import numpy as np
 import pytest
 import torch
@@ -97,14 +98,15 @@ def test_the_endpoint_draws_what_the_pipeline_draws(client, tiny_pipeline):
         ({"prompt": ""}, "prompt is empty"),
         ({"prompt": "\x00"}, "prompt is empty"),
         ({"prompt": "Ж"}, "none of the characters"),
-        ({"candidates": 0}, "0"),
-        ({"candidates": -1}, "-1"),
-        ({"candidates": 10**6}, "1000000"),
+        ({"candidates": 0}, "Candidates is 0; it must be a number from 1 to 64."),
+        ({"candidates": -1}, "Candidates is -1;"),
+        ({"candidates": 10**6}, "Candidates is 1000000;"),
+        ({"candidates": None}, "Candidates is None;"),
         ({"seed": "seven"}, "'seven' is not a whole number"),
         ({"seed": "-3"}, "seed is '-3'"),
         ({"seed": str(2**64)}, "9223372036854775807"),
-        ({"temperature": -1}, "-1"),
-        ({"top_k": 10**6}, "1000000"),
+        ({"temperature": -1}, "Temperature is -1; it must be a number from 0 to 2."),
+        ({"top_k": 10**6}, "Top-k is 1000000; it must be a number from 0 to 64."),
     ],
 )
 def test_bad_input_gets_a_sentence_and_the_server_goes_on(client, changes, message):
@@ -118,6 +120,26 @@ def test_a_million_characters_and_other_scripts(client):
     assert "It stops at" in str(ask(client, prompt="a fox and a banana " * 50_000, candidates=1))
     for prompt in ("🦊 a fox", "a fox ثعلب", "a\x00fox"):
         assert len(ask(client, prompt=prompt, candidates=1)[0]["value"]) == 1
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"num_candidates": float("nan")}, "num_candidates is 'nan'"), ({"num_candidates": float("inf")}, "num_candidates is 'inf'"),
+        ({"temperature": float("nan")}, "temperature is 'nan'"), ({"top_k": 65}, "from 0 to 64"),
+        ({"image_tokens": torch.zeros(3, 3, dtype=torch.long), "keep": torch.ones(3, 3, dtype=torch.bool)}, "shape"),
+        ({"image_tokens": torch.full((4, 4), 64), "keep": torch.ones(4, 4, dtype=torch.bool)}, "0 to 63"),
+    ],
+)  # fmt: skip
+def test_what_the_controls_cannot_send_gets_a_sentence_too(tiny_pipeline, tmp_path, changes, message):
+    with pytest.raises(gr.Error, match=message):
+        list(run.draw(Models(tiny_pipeline, "tiny"), "tiny", str(tmp_path), "a fox", 1, **changes))
+
+
+def test_a_negative_prompt_that_is_too_long_says_where_it_stops(tiny_pipeline, tmp_path):
+    words = {"negative_prompt": "a fox and a banana on a purple background", "num_candidates": 1}
+    updates = list(run.draw(Models(tiny_pipeline, "tiny"), "tiny", str(tmp_path), "a fox", 1, **words))
+    assert "The negative prompt is longer" in updates[-1].cut and "background</s>" in updates[-1].cut
 
 
 def test_a_long_prompt_does_not_fill_every_picture(client):

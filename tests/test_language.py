@@ -93,7 +93,7 @@ def test_what_handlers_show_is_translated(tiny_pipeline):
     progress = augment.Progress(2, 1, 4)
     shown = [
         run.status(5, 16, 2.0), run.done(4, 7, 1.5), run.done(4, 7, 1.5, ranked=False), run.STARTING, run.STOPPED,
-        run.cut_notice("a fox", "and more"), create.EMPTY, pool.facts(item, [item, item | {"score": 0.25}]),
+        run.cut_notice("a fox", "and more"), run.cut_notice("a fox", "and more", "negative prompt"), create.EMPTY, pool.facts(item, [item, item | {"score": 0.25}]),
         pool.label(item | {"several": True}), pool.label(item | {"several": True, "score": None}),
         models.facts("tiny", tiny_pipeline), models.facts("emoji", None), models.facts("dalle-mini", None),
         *(label for label, _ in models.labelled(["emoji", "dalle-mini"])), *(known.note for known in models.CATALOGUE.values()),
