@@ -7,9 +7,12 @@
 """
 
 from dalle_core.bart_prior import BartPrior
-from dalle_core.catalogue import CATALOGUE, load
+from dalle_core.catalogue import CATALOGUE, download, load
 from dalle_core.errors import InputError, ModelError
 from dalle_core.gpt_prior import GPTPrior
 from dalle_core.pipeline import Candidate, DallePipeline, Generation, Step
 
-__all__ = ["BartPrior", "CATALOGUE", "Candidate", "DallePipeline", "GPTPrior", "Generation", "InputError", "ModelError", "Step", "load"]
+__all__ = [
+    "BartPrior", "CATALOGUE", "Candidate", "DallePipeline", "GPTPrior", "Generation", "InputError", "ModelError", "Step",
+    "download", "load",
+]  # fmt: skip

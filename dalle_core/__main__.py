@@ -21,7 +21,7 @@ def tell(line: str) -> None:
 
 
 def convert_command(args: argparse.Namespace) -> None:
-    convert(args.source, args.out, getattr(torch, args.dtype), args.clip, tell)
+    convert(args.source, args.out, getattr(torch, args.dtype), args.clip)
     tell(f"{args.out} is ready: dalle_core.load({str(args.out)!r})")
 
 
@@ -39,7 +39,7 @@ def sample_command(args: argparse.Namespace) -> None:
     if generation.dropped_prompt:
         tell(f"The prompt is longer than this model reads; it stops before: {generation.dropped_prompt[:120]}")
     for rank, candidate in enumerate(generation.candidates[: args.best], 1):
-        path = save_png(enlarge(candidate.image), recipe(generation, candidate, pipe.name), args.out)
+        path = save_png(enlarge(candidate.image), recipe(generation, candidate, pipe.name, pipe.revision), args.out)
         score = "not ranked" if candidate.score is None else f"{candidate.score:.3f}"
         tell(f"#{rank:<3} {score}  {path}")
 
@@ -60,7 +60,7 @@ def augment_command(args: argparse.Namespace) -> None:
 
 
 def open_model(args: argparse.Namespace) -> DallePipeline:
-    return load(args.model, args.device, args.dtype and getattr(torch, args.dtype), args.clip, tell)
+    return load(args.model, args.device, args.dtype and getattr(torch, args.dtype), args.clip)
 
 
 def sampling(args: argparse.Namespace) -> dict:

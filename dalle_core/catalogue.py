@@ -5,25 +5,30 @@ import json
 import math
 import os
 import shutil
+import sys
 import uuid
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import torch
 from diffusers import VQModel
+from PIL import Image
 from safetensors import SafetensorError, safe_open
 from transformers import AutoTokenizer, CLIPConfig, CLIPImageProcessorPil, CLIPModel, PreTrainedTokenizerFast
 
 from dalle_core import downloads, memory
+from dalle_core import image_tokenizer as images
 from dalle_core.bart_prior import BartPrior
 from dalle_core.checkpoints import dalle_mini, min_dalle, mindalle
 from dalle_core.downloads import Progress
-from dalle_core.errors import ModelError
+from dalle_core.errors import InputError, ModelError
 from dalle_core.gpt_prior import GPTPrior
 from dalle_core.image_tokenizer import OWN_CONFIG, drop_encoder, set_pixel_range
 from dalle_core.int8 import quantize
 from dalle_core.packed import pack
 from dalle_core.pipeline import DallePipeline
+from dalle_core.text_tokenizer import encode_prompts
 
 EMBEDDED = Path(__file__).parent.parent / "assets" / "emoji"
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -48,6 +53,7 @@ class Model:
     repo: str | None = None
     revision: str | None = None  # None: the one of the first download, which is recorded
     files: tuple[str, ...] = ()
+    defaults: dict = field(default_factory=dict)  # of sampling; empty: those that its folder says
     examples: tuple[str, ...] = ()
     note: str = ""  # what it is good and bad at
 
@@ -56,7 +62,8 @@ class Model:
         return self.repo is None or downloads.is_cached(self.repo, list(self.files), self.revision)
 
     def memory(self) -> dict[str, int]:
-        """Bytes of its weights in each dtype, on a CPU and on a GPU alike."""
+        """Bytes of its weights in each dtype, on a CPU and on a GPU alike; float16 takes what bfloat16 does. int8, on
+        CPUs, is made from float32, which must fit while it is loaded."""
         return {"float32": 4 * self.parameters, "bfloat16": 2 * self.parameters}
 
 
@@ -71,14 +78,15 @@ CATALOGUE = {
     ),
     "dalle-mini": Model(
         "DALL·E mini", "MIT", 484_543_603, 64, 1_065_000_000, "kuprel/min-dalle",
-        files=("encoder_mini.pt", "decoder_mini.pt", "detoker.pt", "vocab_mini.json", "merges_mini.txt"),
-        examples=PUBLISHED_EXAMPLES,
+        files=("encoder_mini.pt", "decoder_mini.pt", "detoker.pt", "vocab_mini.json", "merges_mini.txt",
+               "config_mini.json"),
+        defaults=min_dalle.DEFAULTS, examples=PUBLISHED_EXAMPLES,
         note="Anything in a few English words, 256 x 256. Landscapes and odd combinations are good; faces are not.",
     ),
     "dalle-mega": Model(
         "DALL·E mega", "MIT", 2_634_230_915, 64, 5_370_000_000, "kuprel/min-dalle",
-        files=("encoder.pt", "decoder.pt", "detoker.pt", "vocab.json", "merges.txt"),
-        examples=PUBLISHED_EXAMPLES,
+        files=("encoder.pt", "decoder.pt", "detoker.pt", "vocab.json", "merges.txt", "config.json"),
+        defaults=min_dalle.DEFAULTS, examples=PUBLISHED_EXAMPLES,
         note="As DALL·E mini, with more detail and better compositions; slow without a GPU.",
     ),
 }  # fmt: skip
@@ -102,30 +110,61 @@ def load(
     the key) when something is missing, damaged, unexpected or misshapen, or with numbers when it does not fit.
     """
     source, device = str(source), _device(device)
-    if dtype is None:
-        dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    dtype = dtype or _usual_dtype(device)
     eight_bit = dtype == torch.int8
     if eight_bit and device.type != "cpu":
         raise ModelError(f"int8 is for CPUs; on {device} use bfloat16.")
     dtype = torch.float32 if eight_bit else dtype
-    known = CATALOGUE.get(source)
-    if known:  # before gigabytes are downloaded for nothing
-        memory.check_model(known.title, known.parameters, dtype, device)
-    pipe = _load_folder(_own_layout(source, known, tell), dtype, device)
+    download(source, device, dtype, clip, tell)
+    pipe = _load_folder(_own_layout(source, CATALOGUE.get(source), tell), dtype, device)
     if clip == "none":
         pipe.register_modules(clip=None, clip_processor=None, clip_tokenizer=None)
     elif clip is not None or pipe.clip is None:
-        usual = CLIP_ON_GPU if device.type == "cuda" else CLIP_ON_CPU
-        pipe.register_modules(**load_clip(clip or usual, dtype, tell))
+        pipe.register_modules(**load_clip(clip or _usual_clip(device), dtype, tell))
     if eight_bit:
         quantize(pipe.prior)
     elif device.type == "cpu" and packed:
         pack(pipe.prior)
     try:
         return pipe.to(device)
-    except torch.OutOfMemoryError:
+    except RuntimeError as error:
+        if not memory.is_out_of_memory(error):
+            raise
         free = memory.gigabytes(memory.free_bytes(device))
         raise ModelError(f"{source} does not fit on {device}, where {free} are free. Try --dtype bfloat16 or --device cpu.") from None
+
+
+def download(
+    source: str,
+    device: str | torch.device | None = None,
+    dtype: torch.dtype | None = None,
+    clip: str | None = None,
+    tell: Progress | None = None,
+    freed: int = 0,
+) -> None:
+    """Brings the files of a model of the CATALOGUE here, and those of the CLIP that will rank it: `load` then needs no
+    network. Arguments as of `load`; does nothing for other sources. freed: bytes that will be free by then, not yet.
+
+    Raises ModelError, with numbers before anything is downloaded when the model would not fit.
+    """
+    known = CATALOGUE.get(str(source))
+    if known is None:
+        return
+    device = device if isinstance(device, torch.device) else _device(device)
+    dtype = torch.float32 if dtype == torch.int8 else dtype or _usual_dtype(device)
+    memory.check_model(known.title, known.parameters, dtype, device, freed)
+    if known.repo:
+        downloads.fetch(known.repo, list(known.files), known.revision, tell, room=known.download)  # for the converted copy
+        if clip != "none":
+            _clip_folder(clip or _usual_clip(device), tell)
+
+
+def _usual_dtype(device: torch.device) -> torch.dtype:
+    return torch.bfloat16 if device.type == "cuda" else torch.float32
+
+
+def _usual_clip(device: torch.device) -> str:
+    return CLIP_ON_GPU if device.type == "cuda" else CLIP_ON_CPU
 
 
 def _own_layout(source: str, known: Model | None, tell: Progress | None) -> Path:
@@ -135,11 +174,14 @@ def _own_layout(source: str, known: Model | None, tell: Progress | None) -> Path
     folder, name = Path(source), Path(source).name or "model"
     if known:
         folder, name = downloads.fetch(known.repo, list(known.files), known.revision, tell), source
-    elif not folder.is_dir():
+    elif not os.path.isdir(folder):  # pathlib's own raises for a name that is too long
         if source.count("/") != 1 or folder.is_absolute() or source.startswith("."):
             raise ModelError(
                 f"There is no model {source!r}: give a folder, a Hub id (owner/name) or one of: {', '.join(CATALOGUE)}."
             )
+        here = [name for name, model in CATALOGUE.items() if model.repo == source]
+        if here:
+            raise ModelError(f"{source} holds more than one model: load it by name, {' or '.join(here)}.")
         folder = downloads.fetch(source, ["*.json", "*.safetensors"], tell=tell)
     if (folder / "model_index.json").exists():
         return folder
@@ -157,7 +199,8 @@ def _files_of(format_, folder: Path, known: Model | None) -> dict[str, Path] | N
     if known is None or format_ is not min_dalle:
         return format_.find(folder)
     # The Hub's repository holds both models; these are the one's.
-    return dict(zip(("encoder", "decoder", "detoker", "vocab", "merges"), (folder / file for file in known.files)))
+    names = ("encoder", "decoder", "detoker", "vocab", "merges", "config")
+    return dict(zip(names, (folder / file for file in known.files)))
 
 
 def _converted(format_, files: dict[str, Path], name: str, known: Model | None, tell: Progress | None) -> Path:
@@ -168,22 +211,37 @@ def _converted(format_, files: dict[str, Path], name: str, known: Model | None, 
     if target.is_dir():
         return target
     memory.check_disk(target, sum(size for _, size, _ in stats), f"The converted {name}")
-    if tell:
-        tell(f"Converting {name}, once…")
+    # Weights are mapped into memory and copied once; flax's are copied twice.
+    memory.check_conversion(name, sum(size * (2 if path.endswith(".msgpack") else 1) for path, size, _ in stats))
+    if tell is None:
+        tell = partial(print, file=sys.stderr, flush=True)
+    tell(f"Converting {name}, once…")
     parts = format_.convert(files)
     licence = known.licence if known else format_.LICENCE
     pipe = DallePipeline(**parts, name=name, licence=licence, examples=list(known.examples if known else PUBLISHED_EXAMPLES))
-    part = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}")
+    if not target.is_dir():  # else another process was first
+        save(pipe, target)
+    return target
+
+
+def save(pipe: DallePipeline, target: Path, card: str | None = None) -> None:
+    """Writes a pipeline to the folder `target`, with `card` as its README.md: whole or not at all, unless the folder is
+    there already. Raises ModelError with what to do when that fails."""
+    part = target if target.is_dir() else target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}")
     try:
         pipe.save_pretrained(part, max_shard_size="1TB")
-        os.replace(part, target)
-    except OSError as error:
-        if target.is_dir():  # another process was first
-            return target
-        raise ModelError(f"The converted {name} could not be saved at {target}: {error.strerror or error}.") from None
+        if card is not None:
+            (part / "README.md").write_text(card, encoding="utf-8")
+        if part != target:
+            os.replace(part, target)
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or str(error)[:200]
+        raise ModelError(
+            f"{pipe.name} could not be saved at {target}: {reason}. Free some space, or choose another disk."
+        ) from None
     finally:
-        shutil.rmtree(part, ignore_errors=True)
-    return target
+        if part != target:
+            shutil.rmtree(part, ignore_errors=True)
 
 
 def _load_folder(folder: Path, dtype: torch.dtype, device: torch.device) -> DallePipeline:
@@ -212,21 +270,18 @@ def _load_folder(folder: Path, dtype: torch.dtype, device: torch.device) -> Dall
     if class_of("clip"):
         parts |= _clip_readers(folder / "clip_processor", folder / "clip_tokenizer" if class_of("clip_tokenizer") else None)
     settings = {key: index[key] for key in ("name", "defaults", "examples", "text_normalizer", "licence", "labels") if key in index}
-    pipe = DallePipeline(**parts, **settings)
+    try:
+        pipe = DallePipeline(**parts, **settings)
+        pipe.check_config()
+    except (InputError, TypeError, ValueError) as error:
+        raise ModelError(f"{folder / 'model_index.json'}: {error}") from None
     _check_sizes(pipe, folder)
     return pipe
 
 
 def load_clip(source: str, dtype: torch.dtype, tell: Progress | None = None) -> dict:
     """clip, clip_processor and clip_tokenizer from a folder or Hub id in transformers' layout."""
-    folder = Path(source)
-    if not folder.is_dir():
-        try:
-            folder = downloads.fetch(source, CLIP_FILES + ["model.safetensors"], tell=tell)
-        except ModelError as error:
-            if "no file model.safetensors" not in str(error):
-                raise
-            folder = downloads.fetch(source, CLIP_FILES + ["pytorch_model.bin"], tell=tell)
+    folder = _clip_folder(source, tell)
     try:
         clip, found = CLIPModel.from_pretrained(folder, dtype=dtype, output_loading_info=True, weights_only=True)
     except Exception as error:
@@ -237,6 +292,21 @@ def load_clip(source: str, dtype: torch.dtype, tell: Progress | None = None) -> 
         if keys:
             raise ModelError(f"{folder}: {kind.replace('_', ' ')} in the CLIP weights: {keys[0]} ({len(keys)} in all).")
     return {"clip": clip.eval()} | _clip_readers(folder, folder)
+
+
+def _clip_folder(source: str, tell: Progress | None) -> Path:
+    """The folder of a CLIP, downloaded where that is needed. Older repositories have no safetensors."""
+    if Path(source).is_dir():
+        return Path(source)
+    new, old = (CLIP_FILES + [weights] for weights in ("model.safetensors", "pytorch_model.bin"))
+    if not downloads.is_cached(source, new) and downloads.is_cached(source, old):
+        return downloads.fetch(source, old, tell=tell)
+    try:
+        return downloads.fetch(source, new, tell=tell)
+    except ModelError as error:
+        if "no file model.safetensors" in str(error):
+            return downloads.fetch(source, old, tell=tell)
+        raise ModelError(f"{error} It is the CLIP that ranks: --clip none draws without.") from None
 
 
 def _clip_readers(processor: Path, tokenizer: Path | None) -> dict:
@@ -260,6 +330,7 @@ def _load_model(folder: Path, cls, file: str, dtype: torch.dtype):
             drop_encoder(model)
         if "pixel_range" in own:
             set_pixel_range(model, *map(float, own["pixel_range"]))
+        _trial(model)
     except Exception as error:
         raise ModelError(f"{folder / 'config.json'} does not describe a {cls.__name__}: {error}") from None
     expected = {key: tuple(value.shape) for key, value in model.state_dict().items()}
@@ -284,7 +355,9 @@ def _load_model(folder: Path, cls, file: str, dtype: torch.dtype):
     for key, value in state.items():
         if not torch.isfinite(value).all():
             raise ModelError(f"{path}: {key} holds NaN or infinity. The file is damaged: download or save it again.")
-        state[key] = value.to(dtype)
+        value = value.to(dtype)
+        # A tensor that is mapped from the file may begin anywhere; kernels round otherwise there than in memory of its own.
+        state[key] = value.clone() if value.data_ptr() % 64 else value
     model.load_state_dict(state, strict=True, assign=True)
     for name, buffer in list(model.named_buffers()):  # what follows from the config is not in the file
         if buffer.is_meta:
@@ -297,6 +370,24 @@ def _load_model(folder: Path, cls, file: str, dtype: torch.dtype):
         if isinstance(module, torch.nn.SiLU):
             module.inplace = True  # it follows a norm, whose output nobody else reads: a copy less
     return model.eval()
+
+
+@torch.no_grad()
+def _trial(model) -> None:
+    """One pass through a model that is shapes alone (on the meta device), in no time. Raises what it raises."""
+
+    def zeros(*shape, dtype=torch.long):
+        return torch.zeros(shape, dtype=dtype, device="meta")
+
+    if isinstance(model, VQModel):
+        pixels = images.decode(model, zeros(1, 4, 4))
+        if images.has_encoder(model):
+            images.encode(model, pixels)
+    elif isinstance(model, CLIPModel):
+        size, length = model.config.vision_config.image_size, model.config.text_config.max_position_embeddings
+        model(zeros(1, length), zeros(1, 3, size, size, dtype=torch.float))
+    else:
+        model(zeros(1, model.config.text_length), zeros(1, model.config.image_length - 1))
 
 
 def _count(path: Path) -> int:
@@ -313,9 +404,33 @@ def _check_sizes(pipe: DallePipeline, folder: Path) -> None:
     codes, vocabulary = pipe.image_tokenizer.config.num_vq_embeddings, pipe.codebook_size
     if codes != vocabulary:
         raise ModelError(f"{folder}: the image tokenizer has {codes} codes, the prior {vocabulary}. They do not match.")
-    texts = pipe.prior.config.text_vocab_size
-    if len(pipe.text_tokenizer) > texts:
-        raise ModelError(f"{folder}: the text tokenizer has {len(pipe.text_tokenizer)} tokens, the prior only {texts}.")
+    texts, highest = pipe.prior.config.text_vocab_size, max(pipe.text_tokenizer.get_vocab().values(), default=-1)
+    if highest >= texts:
+        raise ModelError(f"{folder}: the text tokenizer has ids up to {highest}, the prior only {texts} of them.")
+    if pipe.grid_size**2 != pipe.prior.config.image_length:
+        raise ModelError(f"{folder}: {pipe.prior.config.image_length} image tokens are no square grid.")
+    try:
+        encode_prompts(pipe.text_tokenizer, ["", "a"], pipe.prior.config.text_length, pipe.config.text_normalizer)
+    except Exception as error:
+        raise ModelError(f"{folder / 'text_tokenizer'}: a prompt cannot be read with it ({error!r}).") from None
+    if pipe.clip is not None:
+        _check_clip(pipe, folder)
+
+
+def _check_clip(pipe: DallePipeline, folder: Path) -> None:
+    size = pipe.clip.config.vision_config.image_size
+    try:
+        blank = Image.new("RGB", (pipe.image_size, pipe.image_size))
+        found = tuple(pipe.clip_processor(images=[blank], return_tensors="pt")["pixel_values"].shape)
+    except Exception as error:
+        raise ModelError(f"{folder / 'clip_processor'}: pictures cannot be read with it ({error}).") from None
+    if found != (1, 3, size, size):
+        raise ModelError(f"{folder / 'clip_processor'} makes pictures of the shape {list(found[1:])}, CLIP reads [3, {size}, {size}].")
+    texts = pipe.clip.config.text_config.vocab_size
+    tokenizer = pipe.clip_tokenizer or pipe.text_tokenizer
+    highest = max(tokenizer.get_vocab().values(), default=-1)
+    if highest >= texts:
+        raise ModelError(f"{folder}: CLIP's tokenizer has ids up to {highest}, CLIP only {texts} of them.")
 
 
 def _read_json(path: Path) -> dict:
@@ -323,7 +438,7 @@ def _read_json(path: Path) -> dict:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ModelError(f"{path} is missing: this is not a complete model folder.") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ModelError(f"{path} cannot be read as JSON ({error}). Download or save it again.") from None
     if not isinstance(content, dict):
         raise ModelError(f"{path} must hold a JSON object.")

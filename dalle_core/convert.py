@@ -4,8 +4,9 @@ from pathlib import Path
 
 import torch
 
-from dalle_core.catalogue import CATALOGUE, load
+from dalle_core.catalogue import CATALOGUE, load, save
 from dalle_core.downloads import Progress
+from dalle_core.memory import check_disk
 
 CARD = """---
 license: {licence_tag}
@@ -23,7 +24,7 @@ Licence of the weights: {licence}. The licence and the credit are those of the s
 | --- | --- | --- |
 {parts}
 """
-TAGS = {"MIT": "mit", "Apache-2.0": "apache-2.0", "CC-BY-4.0": "cc-by-4.0"}
+TAGS = {"MIT": "mit", "Apache-2.0": "apache-2.0", "CC-BY-4.0": "cc-by-4.0", "CC-BY-NC-SA-4.0": "cc-by-nc-sa-4.0"}
 
 
 def convert(source: str, out: Path, dtype: torch.dtype, clip: str | None = None, tell: Progress | None = None) -> None:
@@ -34,17 +35,18 @@ def convert(source: str, out: Path, dtype: torch.dtype, clip: str | None = None,
     if out.exists() and any(out.iterdir()):
         raise FileExistsError(f"{out} is not empty: name a new folder.")
     pipe = load(source, device="cpu", dtype=dtype, clip=clip, tell=tell, packed=False)
-    pipe.save_pretrained(out, max_shard_size="1TB")
     known = CATALOGUE.get(source)
     licence = pipe.config.licence
+    models = {name: part for name, part in pipe.components.items() if isinstance(part, torch.nn.Module)}
     rows = [
         f"| `{name}` | {type(part).__name__} | {sum(p.numel() for p in part.parameters()):,} |"
-        for name, part in pipe.components.items()
-        if isinstance(part, torch.nn.Module)
+        for name, part in models.items()
     ]
     origin = f"`{known.repo}` on the Hugging Face Hub" if known and known.repo else f"`{Path(source).name}`"
     card = CARD.format(
         licence_tag=next((tag for name, tag in TAGS.items() if licence.startswith(name)), "other"),
         title=known.title if known else pipe.name, source=origin, licence=licence, parts="\n".join(rows),
     )  # fmt: skip
-    (out / "README.md").write_text(card, encoding="utf-8")
+    size = sum(p.numel() * p.element_size() for part in models.values() for p in part.parameters())
+    check_disk(out, size, "The converted model")
+    save(pipe, out, card)

@@ -5,10 +5,22 @@ import os
 from collections import OrderedDict
 from pathlib import Path
 
+import pytest
 import torch
+from huggingface_hub import constants
 from torch import nn
 
+import dalle_core
+from dalle_core import DallePipeline
+
 ABSENT = ("pre_self_attn_layer_norm.weight", "pre_encoder_attn_layer_norm.weight", "ln0.weight", "ln1.weight", "final_ln.weight")
+
+
+def load_published(folder: Path, tmp_path_factory) -> DallePipeline:
+    """`load` of a published folder, without CLIP, with a cache of its own for the converted copy."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(constants, "HF_HOME", str(tmp_path_factory.mktemp("home")))
+        return dalle_core.load(folder, device="cpu", clip="none")
 
 
 def import_min_dalle():
@@ -61,6 +73,11 @@ class MinDalleFiles:
                 randomise(module, ABSENT)
         folder.mkdir(parents=True, exist_ok=True)
         vocabulary(folder, suffix)
+        config = {"d_model": width, "encoder_layers": layers, "decoder_layers": layers, "encoder_attention_heads": heads,
+                  "decoder_attention_heads": heads, "encoder_ffn_dim": ffn, "decoder_ffn_dim": ffn, "image_length": 256,
+                  "encoder_vocab_size": text_vocab, "image_vocab_size": 16384, "max_text_length": 64,
+                  "decoder_start_token_id": 16384}  # fmt: skip
+        (folder / f"config{suffix}.json").write_text(json.dumps(config))
         for name, module in (("encoder", self.encoder), ("decoder", self.decoder)):
             state = OrderedDict((k, v.half()) for k, v in module.state_dict().items() if not k.endswith(ABSENT))
             torch.save(state, folder / f"{name}{suffix}.pt")

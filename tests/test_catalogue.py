@@ -88,6 +88,22 @@ def test_parts_that_do_not_belong_together(saved):
         dalle_core.load(saved)
 
 
+def test_a_text_tokenizer_with_ids_beyond_the_prior_s(saved):
+    path = saved / "text_tokenizer" / "tokenizer.json"
+    content = json.loads(path.read_text())
+    vocab = content["model"]["vocab"]
+    vocab[next(piece for piece in vocab if not piece.startswith("["))] = 5000  # no more entries than before
+    path.write_text(json.dumps(content))
+    with pytest.raises(ModelError, match="has ids up to 5000, the prior only"):
+        dalle_core.load(saved)
+
+
+def test_json_that_is_nested_without_end(saved):
+    (saved / "prior" / "config.json").write_text('{"a":' * 100_000)
+    with pytest.raises(ModelError, match="config.json cannot be read as JSON"):
+        dalle_core.load(saved)
+
+
 def test_foreign_folder_and_unknown_names(tmp_path):
     (tmp_path / "model_index.json").write_text('{"_class_name": "StableDiffusionPipeline"}')
     with pytest.raises(ModelError, match="StableDiffusionPipeline"):

@@ -13,11 +13,12 @@ from tokenizers.processors import TemplateProcessing
 from dalle_core import ModelError, image_tokenizer, text_normalizer
 from dalle_core.checkpoints import dalle_mini, min_dalle
 from dalle_core.checkpoints.tensors import read_torch
+from dalle_core.engine import SamplingSettings, Together, generate
 from dalle_core.text_tokenizer import encode_prompts
 from tests import plain
-from tests.published import MinDalleFiles
+from tests.published import MinDalleFiles, load_published
 
-CONFIG = {"encoder_layers": 2, "decoder_layers": 2, "d_model": 128, "encoder_vocab_size": 120, "max_text_length": 64,
+CONFIG = {"encoder_layers": 2, "decoder_layers": 2, "d_model": 128, "encoder_vocab_size": 600, "max_text_length": 64,
           "image_length": 256, "decoder_start_token_id": 16384, "ln_positions": "normformer", "use_glu": True,
           "normalize_text": True}  # fmt: skip
 
@@ -82,7 +83,7 @@ def flax_vqgan(state: dict) -> dict:
 
 @pytest.fixture(scope="module")
 def peer(tmp_path_factory):
-    return MinDalleFiles(tmp_path_factory.mktemp("min-dalle"), detoker=False)
+    return MinDalleFiles(tmp_path_factory.mktemp("min-dalle"), text_vocab=600, detoker=False)
 
 
 @pytest.fixture(scope="module")
@@ -99,6 +100,7 @@ def folder(tmp_path_factory, peer, vqgan_of_mini):
     (folder / "config.json").write_text(json.dumps(CONFIG))
     tokenizer = ByteLevelBPETokenizer()
     tokenizer.train_from_iterator(["the red fox and a cat"] * 3, 300, special_tokens=["<s>", "<pad>", "</s>", "<unk>"])
+    tokenizer.add_special_tokens(["<mask>"])
     tokenizer._tokenizer.post_processor = TemplateProcessing("<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 2)])
     tokenizer.save(str(folder / "tokenizer.json"))
     return folder
@@ -116,19 +118,33 @@ def test_the_prior_s_tensors_are_min_dalle_s(peer, folder, tmp_path, scanned):
         assert torch.equal(value, expected[key].float()), key
 
 
-@torch.no_grad()
-def test_a_folder_converts_and_computes(peer, folder):
-    parts = dalle_mini.convert(dalle_mini.find(folder))
-    ids = encode_prompts(parts["text_tokenizer"], ["The red fox!", ""], 64, parts["text_normalizer"])
-    assert ids[1, :3].tolist() == [0, 2, 1]
-    ids = ids.clamp(max=119)
-    tokens = torch.randint(16384, (1, 12))
-    torch.testing.assert_close(parts["prior"](ids[:1], tokens)[0], peer.logits(ids[:1], tokens), atol=1e-4, rtol=0)
+@pytest.fixture(scope="module")
+def pipe(folder, tmp_path_factory):
+    """What `load` gives: converted, saved and loaded again in float32."""
+    return load_published(folder, tmp_path_factory)
 
 
 @torch.no_grad()
-def test_vqgan_pixels_and_tokens(folder, vqgan_of_mini):
-    model, peer = dalle_mini.convert(dalle_mini.find(folder))["image_tokenizer"], plain.VQGAN(vqgan_of_mini)
+def test_states_logits_and_greedy_tokens(peer, pipe):
+    """The peer here is min-dalle's module with the tensors that flax wrote: the formats hold one architecture."""
+    ids = encode_prompts(pipe.text_tokenizer, ["The red fox!", ""], 64, "dalle-mini")
+    assert ids[1, :3].tolist() == [0, 2, 1] and pipe.config.text_normalizer == "dalle-mini"
+    for row in range(2):
+        text = ids[row] != 1
+        states = pipe.prior.encode_text(ids)[0][row, text]
+        torch.testing.assert_close(states, peer.encode(ids[row : row + 1])[0, text], atol=1e-4, rtol=0)
+    tokens = torch.randint(16384, (1, 255), generator=torch.Generator().manual_seed(1))
+    torch.testing.assert_close(pipe.prior(ids[:1], tokens)[0], peer.logits(ids[:1], tokens), atol=1e-4, rtol=0)
+    steps = generate(Together(pipe.prior), ids[:1], ids[1:], torch.zeros(1, 256), SamplingSettings(0.0, 0, 1.0, 4.0))
+    for _ in range(30):
+        drawn = next(steps)
+    steps.close()
+    assert drawn[0, :30].tolist() == peer.greedy(ids[:1], ids[1:], 4.0, 30).tolist()
+
+
+@torch.no_grad()
+def test_vqgan_pixels_and_tokens(pipe, vqgan_of_mini):
+    model, peer = pipe.image_tokenizer, plain.VQGAN(vqgan_of_mini)
     tokens = torch.randint(16384, (1, 16, 16))
     expected = peer.pixels(tokens).clamp(0, 1)
     assert expected.std() > 0.1
@@ -156,7 +172,7 @@ def test_text_normalizer():
 
 def reads(content: bytes, path):
     path.write_bytes(content)
-    return dalle_mini.prior_tensors(dalle_mini.read_flax(path), path)
+    return min_dalle.convert_prior(*dalle_mini.prior_tensors(dalle_mini.read_flax(path), path))
 
 
 def test_damaged_msgpack_is_an_error_and_not_a_bomb(peer, folder, tmp_path):
@@ -174,6 +190,10 @@ def test_damaged_msgpack_is_an_error_and_not_a_bomb(peer, folder, tmp_path):
         "an array of objects": msgpack.packb({"a": msgpack.ExtType(1, msgpack.packb(([1], "object", b"\0" * 8)))}),
         "a complex number": msgpack.packb({"a": msgpack.ExtType(2, array)}),
         "no map": msgpack.packb([1, 2, 3]),
+        "layers without end": msgpack.packb({"model": {"encoder": {"layers": {"FlaxBartEncoderLayers": {"LayerNorm_0": {
+            "bias": msgpack.ExtType(1, msgpack.packb(([2**40, 0], "float32", b"")))}}}}}}),
+        "very many layers": msgpack.packb({"model": {"encoder": {"layers": {"FlaxBartEncoderLayers": {"LayerNorm_0": {
+            "bias": msgpack.ExtType(1, msgpack.packb(([10**6, 1], "float16", bytes(2 * 10**6))))}}}}}}),
         "a pickle": b"\x80\x04cos\nsystem\n",
         "two files": good + good,
         "deep": _nested(array, 40),

@@ -8,17 +8,22 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 
 CHECK = """
-import socket, random, sys, threading
-def refuse(*args, **kwargs): raise AssertionError("a socket was opened")
-socket.socket.connect = socket.create_connection = refuse
-import torch, numpy
+import logging, random, sys, threading
+opened = []
+# Not "socket.bind": urllib3 asks in this way whether the machine has IPv6.
+sys.addaudithook(lambda event, _: opened.append(event) if event in ("socket.connect", "socket.getaddrinfo") else None)
+import diffusers, numpy, torch, transformers
+import PIL.Image
 before = (torch.get_default_dtype(), torch.is_grad_enabled(), torch.get_num_threads(), torch.initial_seed(),
           torch.random.get_rng_state().tolist(), random.getstate(), numpy.random.get_state()[1].tolist(),
-          torch.are_deterministic_algorithms_enabled(), threading.active_count())
+          torch.are_deterministic_algorithms_enabled(), threading.active_count(), torch.get_float32_matmul_precision(),
+          PIL.Image.MAX_IMAGE_PIXELS, logging.root.level, list(logging.root.handlers))
 import dalle_core
 after = (torch.get_default_dtype(), torch.is_grad_enabled(), torch.get_num_threads(), torch.initial_seed(),
          torch.random.get_rng_state().tolist(), random.getstate(), numpy.random.get_state()[1].tolist(),
-         torch.are_deterministic_algorithms_enabled(), threading.active_count())
+         torch.are_deterministic_algorithms_enabled(), threading.active_count(), torch.get_float32_matmul_precision(),
+         PIL.Image.MAX_IMAGE_PIXELS, logging.root.level, list(logging.root.handlers))
+assert opened == [], opened
 assert before == after, "importing dalle_core changed a global"
 assert "gradio" not in sys.modules and "dalle_core.training" not in sys.modules
 print("clean")
@@ -49,11 +54,11 @@ def test_imports_point_one_way():
         "memory": {"errors"}, "int8": {"errors", "rows"}, "packed": {"errors", "rows"},
         "pipeline": {
             "bart_prior", "engine", "errors", "gpt_prior", "image_tokenizer", "int8", "memory", "rerank", "sampling",
-            "text_tokenizer",
+            "text_normalizer", "text_tokenizer",
         },
         "downloads": {"errors", "memory"},
-        "catalogue": {"bart_prior", "checkpoints", "downloads", "errors", "gpt_prior", "image_tokenizer", "int8", "memory", "packed", "pipeline"},
-        "convert": {"catalogue", "downloads", "errors"}, "pictures": set(), "compare": {"errors"}, "augment": {"errors", "pictures", "pipeline"},
+        "catalogue": {"bart_prior", "checkpoints", "downloads", "errors", "gpt_prior", "image_tokenizer", "int8", "memory", "packed", "pipeline", "text_tokenizer"},
+        "convert": {"catalogue", "downloads", "errors", "memory"}, "pictures": set(), "compare": {"errors"}, "augment": {"errors", "pictures", "pipeline"},
         "__main__": {"augment", "catalogue", "convert", "errors", "pictures", "pipeline"},
     }  # fmt: skip
     core = ROOT / "dalle_core"

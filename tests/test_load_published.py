@@ -1,5 +1,6 @@
 """`load` on folders and Hub repositories of published models: converted once, then loaded from the converted copy."""
 
+import io
 import json
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import huggingface_hub
 import pytest
 import torch
 from huggingface_hub import constants
+from safetensors import SafetensorError
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, PreTrainedTokenizerFast
 
@@ -123,9 +125,27 @@ def test_by_name_from_the_hub(peer, clip_folder, hub):
     pipe = dalle_core.load("dalle-mini")
     assert pipe.name == "dalle-mini" and pipe.config.licence == "MIT" and known.is_here()
     assert pipe.prior.config.text_length == known.text_length
+    assert {name: pipe.defaults[name] for name in known.defaults} == known.defaults
     hub.requests.clear()
     dalle_core.load("dalle-mini")
     assert hub.requests == []
+    with pytest.raises(ModelError, match="by name, dalle-mini or dalle-mega"):
+        dalle_core.load("kuprel/min-dalle")
+
+
+def test_a_clip_without_safetensors_is_here_once_it_was_downloaded(peer, clip_folder, hub):
+    """As openai/clip-vit-base-patch32 has been: its weights are a pytorch_model.bin."""
+    hub.add("someone/old-clip", clip_folder)
+    hub.repos["someone/old-clip"].pop("model.safetensors")
+    weights = io.BytesIO()
+    torch.save(CLIPModel.from_pretrained(clip_folder).state_dict(), weights)
+    hub.repos["someone/old-clip"]["pytorch_model.bin"] = weights.getvalue()
+    expected = dalle_core.load(peer.folder, clip=str(clip_folder)).clip.state_dict()
+    for _ in range(2):
+        clip = dalle_core.load(peer.folder, clip="someone/old-clip").clip.state_dict()
+        assert all(torch.equal(clip[key], expected[key]) for key in expected)
+        requests, hub.requests = hub.requests, []
+    assert requests == []
 
 
 def test_a_hub_id_in_our_layout(saved, hub, tiny_pipeline):
@@ -139,6 +159,24 @@ def test_what_does_not_fit_is_said_with_numbers(monkeypatch):
     monkeypatch.setattr(memory, "free_bytes", lambda device: 6_000_000_000)
     with pytest.raises(ModelError, match=r"DALL·E mega takes 10.5 GB in float32, and 6.0 GB are free.*bfloat16 would take 5.3 GB"):
         dalle_core.load("dalle-mega")
+
+
+def test_a_conversion_that_does_not_fit_and_one_that_cannot_be_saved(peer, home, monkeypatch):
+    monkeypatch.setattr(memory, "free_bytes", lambda device: 1_000_000)
+    with pytest.raises(ModelError, match="Converting .* takes .* of memory, once, and 1 MB are free"):
+        dalle_core.load(peer.folder, clip="none")
+    monkeypatch.undo()
+    monkeypatch.setattr(constants, "HF_HOME", str(home))
+
+    def full(pipe, folder, **arguments):
+        Path(folder).mkdir(parents=True)
+        (Path(folder) / "half").write_bytes(b"x")
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(dalle_core.DallePipeline, "save_pretrained", full)
+    with pytest.raises(ModelError, match="could not be saved at .*No space left on device.*Free some space"):
+        dalle_core.load(peer.folder, clip="none")
+    assert list((home / "dalle_core" / "converted").iterdir()) == []
 
 
 def test_a_full_disk_is_said_before_converting(peer, monkeypatch):
@@ -160,7 +198,7 @@ def test_the_convert_command(peer, clip_folder, tmp_path, home):
     done = convert(peer.folder, out, "--clip", clip_folder)
     assert done.returncode == 0, done.stderr
     card = (out / "README.md").read_text()
-    assert "license: mit" in card and "BartPrior" in card
+    assert "license: mit" in card and "BartPrior" in card and f"`{peer.folder.name}`" in card
     assert dalle_core.load(out).prior.config.hidden_size == 64
     again = convert(peer.folder, out)
     assert again.returncode == 2 and "not empty" in again.stderr and "Traceback" not in again.stderr

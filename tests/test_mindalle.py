@@ -1,6 +1,8 @@
 """minDALL·E's folder: files in its key layout load into GPTPrior and VQModel, and compute what they should."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -9,8 +11,10 @@ from tokenizers.implementations import CharBPETokenizer
 
 from dalle_core import ModelError, image_tokenizer
 from dalle_core.checkpoints import mindalle
+from dalle_core.engine import SamplingSettings, Together, generate
 from dalle_core.text_tokenizer import encode_prompts, fit_prompt
 from tests import plain
+from tests.published import load_published
 
 CONFIG = {"stage2": {"hparams": {"embed_dim": 128, "n_layers": 2, "n_heads": 2, "ctx_len_img": 256, "ctx_len_txt": 64}}}
 
@@ -32,8 +36,14 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def parts(folder):
-    return mindalle.convert(mindalle.find(folder))
+def pipe(folder, tmp_path_factory):
+    """What `load` gives: converted, saved and loaded again in float32."""
+    return load_published(folder, tmp_path_factory)
+
+
+@pytest.fixture(scope="module")
+def parts(pipe):
+    return pipe.components
 
 
 @torch.no_grad()
@@ -48,6 +58,21 @@ def test_logits_at_every_position(parts):
     for position in range(3):
         torch.testing.assert_close(logits.double(), expected[:, position], atol=1e-4, rtol=0)
         logits = parts["prior"].decode([(images[:, position], cache, position)])[0]
+
+
+@torch.no_grad()
+def test_greedy_tokens(pipe):
+    text = encode_prompts(pipe.text_tokenizer, ["a cat"], 64)
+    expected = torch.empty(1, 0, dtype=torch.long)
+    for _ in range(24):
+        logits = plain.mindalle_logits(plain.mindalle_state(), 2, text, expected)[:, -1]
+        expected = torch.cat([expected, logits.argmax(-1, keepdim=True)], dim=1)
+    steps = generate(Together(pipe.prior), text, text, torch.zeros(1, 256), SamplingSettings(temperature=0.0))
+    for _ in range(24):
+        drawn = next(steps)
+    steps.close()
+    assert drawn[0, :24].tolist() == expected[0].tolist() and len(expected.unique()) > 2
+    assert pipe.config.licence.startswith("CC-BY-NC-SA-4.0 (non-commercial)")
 
 
 @torch.no_grad()
@@ -89,9 +114,32 @@ def test_what_is_wrong_is_named(tmp_path):
     fails("ln_f.bias holds NaN", stage2=stage2 | {"ln_f.bias": torch.full((128,), torch.nan)})
     fails("n_layers is 3", config={"stage2": {"hparams": CONFIG["stage2"]["hparams"] | {"n_layers": 3}}})
     fails("n_heads is 3", config={"stage2": {"hparams": CONFIG["stage2"]["hparams"] | {"n_heads": 3}}})
+    bomb = [["lol"] * 9]
+    for _ in range(40):  # aliases: a short file, 9**40 words when printed
+        bomb.append([bomb[-1]] * 9)
+    fails("n_layers must be a whole number", config={"stage2": {"hparams": CONFIG["stage2"]["hparams"] | {"n_layers": bomb[-1]}}})
     fails("gelu_use_approx", config={"stage2": {"hparams": {"gelu_use_approx": True}}})
     stage1 = plain.vqgan_state()
     fails("encoder.norm_out.bias is missing", stage1={k: v for k, v in stage1.items() if k != "encoder.norm_out.bias"})
+
+
+def test_a_training_state_is_refused_with_the_way_to_its_weights(tmp_path):
+    """A checkpoint may hold more than weights. Nothing of it runs; who trusts it is told how to keep the weights alone."""
+    ran = tmp_path / "ran"
+
+    class Callback:
+        def __reduce__(self):
+            return (open, (str(ran), "w"))
+
+    folder = write(tmp_path / "1.3B")
+    torch.save({"state_dict": plain.mindalle_state(), "callbacks": Callback()}, folder / "stage2_last.ckpt")
+    with pytest.raises(ModelError, match="more than weights.*If you trust") as error:
+        mindalle.convert(mindalle.find(folder))
+    assert not ran.exists()
+    command = str(error.value).partition("runs what is in it: ")[2]
+    subprocess.run(command.replace("python", sys.executable, 1), shell=True, check=True)
+    assert ran.exists()
+    mindalle.convert(mindalle.find(folder))
 
 
 def test_missing_and_damaged_files_are_named(folder, tmp_path):

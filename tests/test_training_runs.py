@@ -7,6 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
+from dalle_core import image_tokenizer
 from dalle_core.text_tokenizer import train_text_tokenizer
 from dalle_core.training import clip as clip_training
 from dalle_core.training import image_tokenizer as tokenizer_training
@@ -57,10 +58,37 @@ def test_codebook_restarts_dead_codes():
     codebook.used[:] = 1
     codebook.used[:3] = 0
     before = model.quantize.embedding.weight.detach().clone()
-    codebook(z, 1)
+    codebook(z + 5, 1)  # farther still: that is where dead codes are wanted
     after = model.quantize.embedding.weight.detach()
-    assert (after[:3] != before[:3]).any(1).all() and after[:3].mean() > 2
+    assert (after[:3] != before[:3]).any(1).all() and after[:3].mean() > 7
     assert torch.equal(after[3:], before[3:])
+
+
+def test_vectors_are_local_when_nothing_changes_with_the_neighbour():
+    model, generator = small_vq(), torch.Generator().manual_seed(0)
+    one = torch.rand(1, 3, 48, 48, generator=generator).mul(2).sub(1)
+    same, other = one.repeat(2, 1, 1, 1), torch.cat([one, -one])
+    with torch.no_grad():
+        vectors = tokenizer_training.encode(model, same)
+        assert tokenizer_training.locality_loss(model, same, vectors, generator) < 1e-8
+        vectors = tokenizer_training.encode(model, other)
+        assert tokenizer_training.locality_loss(model, other, vectors, generator) > 1e-3
+
+
+def test_rare_codes_are_charged_for():
+    """Of codes in like pairs, one of each pair goes out of use; every code still decodes to what it did."""
+    model, generator = small_vq().eval(), torch.Generator().manual_seed(0)
+    pixels = torch.rand(32, 3, 24, 24, generator=generator).mul(2).sub(1)
+    with torch.no_grad():
+        vectors = tokenizer_training.encode(model, pixels).permute(0, 2, 3, 1).flatten(0, 2)
+        codes = vectors[::36][:8].repeat_interleave(2, 0)
+        model.quantize.embedding.weight.copy_(codes + 1e-3 * torch.randn(codes.shape, generator=generator))
+        before = image_tokenizer.encode(model, pixels)
+        priced = tokenizer_training.charge_for_rate(model, pixels, rate=0.3)
+        after = image_tokenizer.encode(priced, pixels)
+    assert len(before.unique()) == 16 and len(after.unique()) <= 8
+    assert priced.config.vq_embed_dim == model.config.vq_embed_dim + 1
+    torch.testing.assert_close(image_tokenizer.decode(priced, before), image_tokenizer.decode(model, before))
 
 
 def die_at(monkeypatch, saved_after: int, dies_before: int):
@@ -98,7 +126,9 @@ def test_image_tokenizer_resumes_bit_for_bit(monkeypatch, tmp_path, folder):
     new = tokenizer_training.new_image_tokenizer
     monkeypatch.setattr(tokenizer_training, "new_image_tokenizer", lambda size: new(size, channels=(16, 16)))
     monkeypatch.setattr(tokenizer_training, "WARMUP_STEPS", 2)
-    arguments = COMMON | dict(data=folder, images=32, batch_size=4, codebook_size=16, gan_from=0.5, look_every=100)
+    arguments = COMMON | dict(
+        data=folder, images=32, batch_size=4, codebook_size=16, gan_from=0.5, rate=1.3, look_every=100
+    )  # fmt: skip
     assert_resumes_bit_for_bit(
         monkeypatch, tmp_path, tokenizer_training.train, arguments, "image_tokenizer/diffusion_pytorch_model.safetensors"
     )

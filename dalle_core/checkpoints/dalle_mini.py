@@ -5,6 +5,8 @@ bytes). Layers are stacked along a first axis, or, unstacked, stand one by one. 
 [height, width, in, out]. The names lead to min-dalle's and taming's, so that one reader serves both.
 """
 
+import json
+import mmap
 from pathlib import Path
 
 import msgpack
@@ -45,18 +47,7 @@ def convert(files: dict[str, Path]) -> dict:
         if config.get(key, value) != value:
             raise ModelError(f"{files['config']}: {key} is {config[key]!r}; only {value!r} is supported.")
     encoder, decoder = prior_tensors(read_flax(files["weights"]), files["weights"])
-    prior = min_dalle.convert_prior(encoder, decoder, config.get("decoder_start_token_id", min_dalle.IMAGE_TOKENS))
-    said = {
-        "encoder_layers": "encoder_layers", "decoder_layers": "decoder_layers", "d_model": "hidden_size",
-        "decoder_attention_heads": "num_heads", "encoder_vocab_size": "text_vocab_size",
-        "max_text_length": "text_length", "image_length": "image_length", "decoder_ffn_dim": "ffn_size",
-    }  # fmt: skip
-    for theirs, ours in said.items():
-        if theirs in config and config[theirs] != prior.config[ours]:
-            raise ModelError(
-                f"{files['config']}: {theirs} is {config[theirs]}, but the weights have {prior.config[ours]}. The two "
-                "files do not belong together."
-            )
+    prior = min_dalle.convert_prior(encoder, decoder, config, files["config"])
     return {
         "image_tokenizer": vqgan.convert(vqgan_tensors(read_flax(files["vqgan"]), files["vqgan"]), pixels_from_zero=True),
         "text_tokenizer": text_tokenizer(files["tokenizer"]),
@@ -67,9 +58,12 @@ def convert(files: dict[str, Path]) -> dict:
 
 
 def text_tokenizer(path: Path) -> PreTrainedTokenizerFast:
-    read_json(path)
+    content = read_json(path)
     try:
-        tokenizer = Tokenizer.from_file(str(path))
+        # BART's <mask>, which no prompt contains, may have an id beyond the prior's.
+        content["model"]["vocab"].pop("<mask>", None)
+        content["added_tokens"] = [token for token in content["added_tokens"] if token["content"] != "<mask>"]
+        tokenizer = Tokenizer.from_str(json.dumps(content))
     except Exception as error:  # tokenizers raises plain Exception
         raise ModelError(f"{path} is not a tokenizer ({error}). Download it again.") from None
     tokenizer = PreTrainedTokenizerFast(
@@ -82,28 +76,30 @@ def text_tokenizer(path: Path) -> PreTrainedTokenizerFast:
 # ---------------------------------------------------------------- msgpack
 
 NESTING = 32  # published files are 8 deep
+LAYERS = 1000  # more than any model has
 DTYPES = {"float32": np.float32, "float16": np.float16, "bfloat16": np.uint16}
 
 
 def read_flax(path: Path) -> dict[str, torch.Tensor]:
-    """A file of flax.serialization.to_bytes -> {"a/b/c": tensor}. Raises ModelError; takes no more memory than the file."""
-    data = need(path).read_bytes()
-    size = len(data)
+    """A file of flax.serialization.to_bytes -> {"a/b/c": tensor}. Raises ModelError; takes hardly more memory than the
+    arrays, as the file is mapped."""
+    size = need(path).stat().st_size
 
     def extension(code, content):
         if code != 1:
             raise ValueError(f"holds an extension of type {code}, not an array")
         shape, dtype, raw = msgpack.unpackb(content, raw=False, max_bin_len=size, max_array_len=32, max_map_len=0)
-        if dtype not in DTYPES or not all(isinstance(n, int) and n >= 0 for n in shape):
+        if dtype not in DTYPES or not all(isinstance(n, int) and n > 0 for n in shape):
             raise ValueError(f"holds an array of type {dtype!r} and shape {shape}")
         array = np.frombuffer(raw, DTYPES[dtype])  # raises ValueError when the bytes are no whole number of items
         tensor = torch.from_numpy(array.reshape(shape).copy())
         return tensor.view(torch.bfloat16) if dtype == "bfloat16" else tensor
 
     try:
-        # A length is never more than the file's: what a damaged file declares is not allocated.
-        tree = msgpack.unpackb(data, raw=False, strict_map_key=False, ext_hook=extension, max_ext_len=size,
-                               max_bin_len=size, max_str_len=1000, max_map_len=100_000, max_array_len=0)  # fmt: skip
+        with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            # A length is never more than the file's: what a damaged file declares is not allocated.
+            tree = msgpack.unpackb(data, raw=False, strict_map_key=False, ext_hook=extension, max_ext_len=size,
+                                   max_bin_len=size, max_str_len=1000, max_map_len=100_000, max_array_len=0)  # fmt: skip
         return dict(_flatten(tree, "", 0))
     except (ValueError, TypeError, RecursionError, msgpack.UnpackException) as error:
         raise ModelError(f"{path} cannot be read as flax weights ({str(error)[:200]}). Download it again.") from None
@@ -156,7 +152,8 @@ def prior_tensors(flat: dict[str, torch.Tensor], path: Path) -> tuple[Tensors, T
         side = "Encoder" if key.startswith("model/encoder/") else "Decoder"
         name = key.removeprefix(f"model/{side.lower()}/")
         stacked, single = f"layers/FlaxBart{side}Layers/", f"layers/FlaxBart{side}Layer_"
-        if name.startswith(stacked) and (ours := LAYER.get(name[len(stacked) :])) and value.ndim > 1:
+        several = value.ndim > 1 and len(value) <= LAYERS
+        if name.startswith(stacked) and (ours := LAYER.get(name[len(stacked) :])) and several:
             for i, part in enumerate(value):
                 sides[side][f"layers.{i}.{ours}"] = part.T if part.ndim == 2 else part
         elif name.startswith(single) and (ours := LAYER.get(name[len(single) :].partition("/")[2])):

@@ -42,6 +42,7 @@ def find(folder: Path) -> dict[str, Path] | None:
         if (folder / f"decoder{suffix}.pt").is_file():
             parts = {name: folder / f"{name}{suffix}.pt" for name in ("encoder", "decoder")}
             parts |= {"vocab": folder / f"vocab{suffix}.json", "merges": folder / f"merges{suffix}.txt"}
+            parts |= {"config": folder / f"config{suffix}.json"}  # the package's folders have none
             detoker = folder / "detoker.pt"
             found.append(parts | {"detoker": detoker if detoker.exists() else folder.parent / "vqgan" / "detoker.pt"})
     for name in ("dalle_bart_mini", "dalle_bart_mega"):
@@ -54,7 +55,8 @@ def find(folder: Path) -> dict[str, Path] | None:
 
 def convert(files: dict[str, Path]) -> dict:
     """The arguments of a DallePipeline, without CLIP."""
-    prior = convert_prior(read_torch(files["encoder"]), read_torch(files["decoder"]))
+    config = read_json(files["config"]) if files["config"].exists() else {}
+    prior = convert_prior(read_torch(files["encoder"]), read_torch(files["decoder"]), config, files["config"])
     return {
         "image_tokenizer": vqgan.convert(read_torch(files["detoker"]), pixels_from_zero=True, codebook="embedding.weight"),
         "text_tokenizer": text_tokenizer(files["vocab"], files["merges"]),
@@ -64,17 +66,31 @@ def convert(files: dict[str, Path]) -> dict:
     }
 
 
-def convert_prior(encoder: Tensors, decoder: Tensors, start_token_id: int = IMAGE_TOKENS) -> BartPrior:
-    """Sizes follow from the tensors, with heads of 64. The first token: 16384 in the published config; min-dalle itself
-    took the last row up to version 0.4.10, and 16383 in 0.4.11.
+# What a config.json says of the sizes, and what a BartPrior's config calls it.
+SAID = {
+    "encoder_layers": "encoder_layers", "decoder_layers": "decoder_layers", "d_model": "hidden_size",
+    "encoder_vocab_size": "text_vocab_size", "max_text_length": "text_length", "image_length": "image_length",
+    "encoder_ffn_dim": "ffn_size", "decoder_ffn_dim": "ffn_size", "encoder_attention_heads": "num_heads",
+}  # fmt: skip
+
+
+def convert_prior(encoder: Tensors, decoder: Tensors, said: dict | None = None, config: Path | None = None) -> BartPrior:
+    """Sizes follow from the tensors, and must be what the file `config` says (`said`) where it says it. The number of heads
+    and the first token are what it says, else heads of 64 and 16384; min-dalle itself took the last row for the first
+    token up to version 0.4.10, and 16383 in 0.4.11.
     """
+    said = said or {}
     text_vocabulary, hidden = encoder.shape("embed_tokens.weight", 2)
     ffn, _ = encoder.shape("layers.0.glu.fc0.weight", 2)
     text_length, _ = encoder.shape("embed_positions.weight", 2)
     image_length, _ = decoder.shape("embed_positions.weight", 2)
     embedded, _ = decoder.shape("embed_tokens.weight", 2)
-    if hidden % HEAD_SIZE:
-        raise ModelError(f"{encoder.path}: the width {hidden} is not a multiple of {HEAD_SIZE}, the size of a head.")
+    heads = said.get("decoder_attention_heads", hidden // HEAD_SIZE)
+    if type(heads) is not int or heads < 1 or hidden % heads:
+        raise ModelError(f"{encoder.path}: the width {hidden} does not go into {str(heads)[:20]} heads.")
+    start_token_id = said.get("decoder_start_token_id", IMAGE_TOKENS)
+    if type(start_token_id) is not int or start_token_id < 0:
+        raise ModelError(f"{config}: decoder_start_token_id is {str(start_token_id)[:20]}, which is no token.")
     if embedded <= start_token_id:
         raise ModelError(f"{decoder.path}: embed_tokens.weight has {embedded} rows, none for the token {start_token_id}.")
     prior = empty_prior(
@@ -84,12 +100,18 @@ def convert_prior(encoder: Tensors, decoder: Tensors, start_token_id: int = IMAG
         image_length=image_length,
         encoder_layers=encoder.count("layers."),
         decoder_layers=decoder.count("layers."),
-        num_heads=hidden // HEAD_SIZE,
+        num_heads=heads,
         hidden_size=hidden,
         ffn_size=ffn,
         embedded_image_tokens=embedded,
         start_token_id=start_token_id,
     )
+    for theirs, ours in SAID.items():
+        if theirs in said and said[theirs] != prior.config[ours]:
+            raise ModelError(
+                f"{config}: {theirs} is {str(said[theirs])[:20]}, but the weights have {prior.config[ours]}. The two files do "
+                "not belong together."
+            )
     fill(prior, encoder, decoder)
     return prior
 
@@ -158,6 +180,7 @@ def fill(prior: BartPrior, encoder: Tensors, decoder: Tensors) -> None:
 def text_tokenizer(vocab: Path, merges: Path) -> PreTrainedTokenizerFast:
     """Byte-pair merges of words that begin with "Ġ"; the text must have gone through `text_normalizer.min_dalle`."""
     vocabulary = read_json(vocab)
+    vocabulary.pop("<mask>", None)  # BART's, which no text contains; its id may lie beyond the prior's
     lines = need(merges).read_text(encoding="utf-8").split("\n")[1:-1]
     pairs = [tuple(line.split()) for line in lines]
     if not pairs or any(len(pair) != 2 for pair in pairs):

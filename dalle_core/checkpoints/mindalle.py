@@ -37,9 +37,9 @@ def find(folder: Path) -> dict[str, Path] | None:
 def convert(files: dict[str, Path]) -> dict:
     """The arguments of a DallePipeline, without CLIP."""
     return {
-        "image_tokenizer": vqgan.convert(read_torch(files["stage1"], inside="state_dict"), pixels_from_zero=False),
+        "image_tokenizer": vqgan.convert(read_torch(files["stage1"], "state_dict"), pixels_from_zero=False),
         "text_tokenizer": text_tokenizer(files["vocab"], files["merges"]),
-        "prior": convert_prior(read_torch(files["stage2"], inside="state_dict"), files["config"]),
+        "prior": convert_prior(read_torch(files["stage2"], "state_dict"), files["config"]),
         "text_normalizer": None,
         "defaults": DEFAULTS,
     }
@@ -53,13 +53,16 @@ def convert_prior(file: Tensors, config: Path) -> GPTPrior:
     said = {"n_heads": width // HEAD_SIZE, "embed_dim": width, "n_layers": layers, "ctx_len_txt": text_length,
             "ctx_len_img": image_length, "gelu_use_approx": False} | _hparams(config)  # fmt: skip
     heads = said["n_heads"]
+    for key in ("n_heads", "embed_dim", "n_layers", "ctx_len_txt", "ctx_len_img"):
+        if type(said[key]) is not int:  # not printed: YAML's aliases make a short file's value as long as they like
+            raise ModelError(f"{config}: {key} must be a whole number.")
     for key, found in (("embed_dim", width), ("n_layers", layers), ("ctx_len_txt", text_length), ("ctx_len_img", image_length)):
         if said[key] != found:
             raise ModelError(f"{config}: {key} is {said[key]}, but {file.path} has {found}.")
     if said["gelu_use_approx"]:
         raise ModelError(f"{config}: gelu_use_approx is not supported; no published model has it.")
-    if not isinstance(heads, int) or heads < 1 or width % heads:
-        raise ModelError(f"{config}: n_heads is {heads!r}, which does not divide the width {width}.")
+    if heads < 1 or width % heads:
+        raise ModelError(f"{config}: n_heads is {heads}, which does not divide the width {width}.")
 
     with torch.device("meta"):
         prior = GPTPrior(texts, text_length, images, image_length, layers, heads, width).eval()
@@ -96,7 +99,7 @@ def _hparams(config: Path) -> dict:
         content = yaml.safe_load(need(config).read_text(encoding="utf-8")) or {}
         hparams = (content.get("stage2") or {}).get("hparams") or {}
         return dict(hparams)
-    except (OSError, ValueError, TypeError, AttributeError, yaml.YAMLError) as error:
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError, yaml.YAMLError) as error:
         raise ModelError(f"{config} cannot be read ({str(error)[:200]}).") from None
 
 

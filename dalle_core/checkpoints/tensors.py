@@ -1,5 +1,6 @@
 """Reading weights from foreign files: strictly, safely, and with errors that name file and key."""
 
+import pickle
 import zipfile
 from pathlib import Path
 
@@ -21,7 +22,7 @@ class Tensors:
         """The shape of a tensor from which sizes are read. Raises ModelError when it is missing or has other dimensions."""
         self._present(key)
         shape = tuple(self.tensors[key].shape)
-        if len(shape) != dimensions:
+        if len(shape) != dimensions or 0 in shape:
             raise ModelError(f"{self.path}: {key} has the shape {list(shape)}; {dimensions} dimensions were expected.")
         return shape
 
@@ -59,20 +60,34 @@ def read_torch(path: Path, inside: str | None = None) -> Tensors:
     try:
         if zipfile.is_zipfile(path):  # PyTorch does not check the sums that the file holds
             with zipfile.ZipFile(path) as archive:
+                # torch.save does not compress, so there is no more to read than the file is long.
+                if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
+                    raise ModelError(f"{path} is compressed: torch.save never wrote it. Download it again.")
                 if bad := archive.testzip():
                     raise ModelError(f"{path} is damaged at {bad} (wrong checksum): download it again.")
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        # Mapped: what is copied into a model is read from the file, not held twice.
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except ModelError:
         raise
     except Exception as error:  # from pickle, zip and torch: dozens of kinds
         reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
-        raise ModelError(f"{path} cannot be read as weights ({reason}). It is damaged, or holds more than weights.") from None
+        text = f"{path} cannot be read as weights ({reason}). It is damaged, or holds more than weights."
+        if inside is not None and isinstance(error, pickle.UnpicklingError):  # a whole training state, perhaps
+            text += (
+                " If you trust where it comes from, keep its weights alone, once; this runs what is in it: python -c 'import "
+                f'torch; f = "{path}"; w = torch.load(f, "cpu", weights_only=False)["{inside}"]; '
+                f"""torch.save({{"{inside}": w}}, f)'"""
+            )
+        raise ModelError(text) from None
     if inside is not None:
         if not isinstance(content, dict) or inside not in content:
             raise ModelError(f"{path}: the key {inside} is missing. It is another kind of file.")
         content = content[inside]
     if not isinstance(content, dict) or not all(isinstance(value, torch.Tensor) for value in content.values()):
         raise ModelError(f"{path} does not hold a dict of tensors.")
+    # A tensor may claim any shape with strides of 0: nothing may be larger than the file.
+    if sum(value.numel() * value.element_size() for value in content.values()) > path.stat().st_size:
+        raise ModelError(f"{path} declares more numbers than it holds. It is damaged: download it again.")
     return Tensors(path, content)
 
 

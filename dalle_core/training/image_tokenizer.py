@@ -14,6 +14,8 @@ the encoder, and two terms tie codes and encoder to each other:
     L_VQ = |x - x'|                     reconstruction (here: L1 at two scales and of the edges)
          + |sg[z_e] - e|^2              codebook: codes move to the encoder's outputs
          + beta |z_e - sg[e]|^2         commitment: the encoder stays near its codes          (sg = stop gradient)
+         + |z_e(mix) - sg[mix(e)]|^2    locality, ours: where two pictures are put together, a token depends on its
+                                        own place, so that a thing has the same tokens whatever is beside it
 
 A reconstruction term alone averages what it cannot know, and averages are blurred. VQGAN (Esser et al. 2021, arXiv
 2012.09841, section 3.1) adds a patch discriminator D that learns to tell real patches from decoded ones, with the
@@ -44,10 +46,11 @@ from dalle_core.training.state import RunState, learning_rate
 WARMUP_STEPS = 150  # of plain autoencoding, before the codebook is drawn from the encoder's outputs
 
 
-def new_image_tokenizer(codebook_size: int = 2048, channels: tuple[int, ...] = (64, 128)) -> VQModel:
+def new_image_tokenizer(codebook_size: int = 1024, channels: tuple[int, ...] = (64, 128)) -> VQModel:
     """The embedded model's VQModel: it works on 4 x 4 blocks of pixels (48 channels) and halves the side once: f = 8.
 
-    Convolutions at full resolution would take most of the compute, and a CPU is slow at them.
+    Convolutions at full resolution would take most of the compute, and a CPU is slow at them. There is no attention
+    over the picture: a token should say what is at its place, and nothing of what stands elsewhere.
     """
     return VQModel(
         in_channels=48,
@@ -59,7 +62,8 @@ def new_image_tokenizer(codebook_size: int = 2048, channels: tuple[int, ...] = (
         latent_channels=32,
         vq_embed_dim=16,
         num_vq_embeddings=codebook_size,
-        norm_num_groups=16,
+        norm_num_groups=1,  # its statistics are of the whole picture: the fewer, the steadier
+        mid_block_add_attention=False,
         sample_size=24,
     )
 
@@ -127,17 +131,27 @@ class Codebook(nn.Module):
         generator = torch.Generator().manual_seed(step)
         weight = self.quantizer.embedding.weight
         if step == self.warmup:
-            weight.data.copy_(self._draw(len(weight), generator))
+            first = self.recent[:1].to(weight)
+            weight.data.copy_(torch.cat([first, self._draw(first, len(weight) - 1, generator)]))
         elif (step - self.warmup) % self.restart_every == 0:
-            dead = self.used < 0.05
-            weight.data[dead] = self._draw(int(dead.sum()), generator)
+            dead = self.used < 0.02
+            weight.data[dead] = self._draw(weight.data[~dead], int(dead.sum()), generator)
             self.used[dead] = 1.0
         quantized, loss, (_, _, tokens) = self.quantizer(z)
         self.used.mul_(0.99).add_(torch.bincount(tokens.flatten(), minlength=len(self.used)), alpha=0.01)
         return quantized, loss
 
-    def _draw(self, count: int, generator) -> torch.Tensor:
-        return self.recent[torch.randint(len(self.recent), (count,), generator=generator)]
+    def _draw(self, codes: torch.Tensor, count: int, generator) -> torch.Tensor:
+        """`count` of the recent outputs, each likelier the farther it is from `codes` (k-means++, Arthur and
+        Vassilvitskii 2007). By their density alone, most codes would fall on what is most common, the empty background,
+        and tell shades of it apart that nobody sees and every prior would have to learn."""
+        recent = self.recent.to("cpu", torch.float32)
+        nearest = torch.cdist(recent, codes.to(recent)).amin(1).square()
+        chosen = []
+        for _ in range(count):
+            chosen.append(recent[torch.multinomial(nearest + 1e-9, 1, generator=generator)])
+            nearest = torch.minimum(nearest, (recent - chosen[-1]).square().sum(1))
+        return torch.cat(chosen).to(codes) if chosen else codes[:0]
 
 
 def decode(model: VQModel, z: torch.Tensor) -> torch.Tensor:
@@ -148,6 +162,31 @@ def decode(model: VQModel, z: torch.Tensor) -> torch.Tensor:
 def encode(model: VQModel, pixels: torch.Tensor) -> torch.Tensor:
     """Pixels [B, 3, H, W] -> the encoder's vectors before quantization [B, C, h, w], with gradients."""
     return model.encode(F.pixel_unshuffle(pixels, image_tokenizer.block_size(model))).latents
+
+
+def locality_loss(model: VQModel, pixels: torch.Tensor, codes: torch.Tensor, generator: torch.Generator):
+    """How much the encoder's vectors depend on what stands elsewhere: the last term of L_VQ, written above.
+
+    A random rectangle of cells of each picture is replaced by that of its neighbour in the batch; away from the seam
+    the vectors should be near the codes of the picture each part came from. pixels [B, 3, H, W], codes [B, C, h, w].
+    """
+    height, width = codes.shape[2:]
+
+    def span(length):  # a third to three quarters of the side
+        size = int(torch.randint(length // 3, length - length // 4, (), generator=generator))
+        start = int(torch.randint(0, length - size + 1, (), generator=generator))
+        return start, start + size
+
+    (top, bottom), (left, right) = span(height), span(width)
+    inside = torch.zeros(1, 1, height, width, device=codes.device)
+    inside[:, :, top:bottom, left:right] = 1
+    cell = pixels.shape[2] // height
+    mixed = torch.lerp(pixels, pixels.roll(1, 0), F.interpolate(inside, scale_factor=cell))
+    # A cell beside the seam may tell what it borders on.
+    seam = F.max_pool2d(inside, 3, 1, 1) + F.max_pool2d(-inside, 3, 1, 1)
+    target = torch.lerp(codes, codes.roll(1, 0), inside).detach()
+    error = (encode(model, mixed).float() - target).square() * (1 - seam)
+    return error.mean() / codes.detach().var()  # a share of the variance, else small vectors would do
 
 
 class Trainer:
@@ -180,9 +219,11 @@ class Trainer:
             with torch.autocast(device, enabled=False):
                 quantized, codebook_loss = self.codebook(z, step)
             decoded = decode(self.model, quantized).float()
+            locality = locality_loss(self.model, pixels[::2], quantized[::2], torch.Generator().manual_seed(step))
         reconstruction = reconstruction_loss(decoded, pixels)
-        loss = reconstruction + codebook_loss
-        logs = {"reconstruction": reconstruction, "codebook": codebook_loss, "psnr": psnr(pixels, decoded).mean()}
+        loss = reconstruction + codebook_loss + locality
+        logs = {"reconstruction": reconstruction, "codebook": codebook_loss, "locality": locality}
+        logs["psnr"] = psnr(pixels, decoded).mean()
 
         gan = step >= self.gan_start
         if gan:
@@ -209,6 +250,38 @@ class Trainer:
             self.d_optimizer.step()
             logs["discriminator"] = d_loss
         return {name: value.item() for name, value in logs.items()}
+
+
+@torch.no_grad()
+def charge_for_rate(model: VQModel, pixels: torch.Tensor, rate: float) -> VQModel:
+    """The same model with entropy-constrained quantization (Chou, Lookabaugh and Gray 1989): rare codes cost more.
+
+        k = argmin_k |z_e - e_k|^2 - lambda log p(k),        lambda = rate * mean |z_e - e|^2
+
+    Of codes that decode to nearly the same, the common one is taken, so that things look alike in tokens too: a prior
+    has a quarter fewer nats to learn, for a fraction of a dB. `pixels` [N, 3, H, W] show how often codes are used.
+
+    The price is one more dimension of the codebook, in which the encoder's vectors are 0 and code k is
+    sqrt(-lambda log p(k)), so that the nearest code in the plain sense is the cheapest: any VQModel code reads it.
+    """
+    weight, size = model.quantize.embedding.weight, model.config.num_vq_embeddings
+    vectors = torch.cat([encode(model, part).float() for part in pixels.split(64)])
+    vectors = vectors.permute(0, 2, 3, 1).flatten(0, 2)  # [N*h*w, C]
+    distances = torch.cdist(vectors, weight.float()).square()  # [N*h*w, K]
+    strength = rate * distances.amin(1).mean()
+    price = torch.zeros(size, device=weight.device)
+    for _ in range(8):  # which codes are taken depends on their price, and the price on how often they are taken
+        counts = torch.bincount((distances + price).argmin(1), minlength=size)
+        price = -strength * ((counts + 1) / (counts.sum() + size)).log()
+
+    config = {name: value for name, value in model.config.items() if not name.startswith("_")}
+    priced = VQModel(**config | {"vq_embed_dim": weight.shape[1] + 1}).to(weight.device, weight.dtype)
+    state = model.state_dict()
+    state["quantize.embedding.weight"] = torch.cat([weight, price.to(weight.dtype).sqrt()[:, None]], dim=1)
+    for name, dim in (("quant_conv.weight", 0), ("quant_conv.bias", 0), ("post_quant_conv.weight", 1)):
+        state[name] = torch.cat([state[name], torch.zeros_like(state[name].narrow(dim, 0, 1))], dim=dim)
+    priced.load_state_dict(state)
+    return priced.eval()
 
 
 @torch.no_grad()
@@ -251,6 +324,9 @@ def train(args: argparse.Namespace) -> None:
                 print(f"\nstep {step + 1}: held-out PSNR {evaluate(model, held_out, args.out, step + 1):.2f} dB")
             state.save_if_due(step + 1)
     state.save(steps)
+    if args.rate:
+        pictures = [dataset.picture(i) for i in range(min(1000, len(dataset)))]
+        model = charge_for_rate(model, image_tokenizer.to_pixels(pictures).to(args.device), args.rate)
     model.save_pretrained(args.out / "image_tokenizer")
     print(f"held-out PSNR {evaluate(model, held_out, args.out, steps):.2f} dB; saved to {args.out / 'image_tokenizer'}")
 
@@ -259,11 +335,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Train an image tokenizer (VQGAN); run again to go on after a stop.")
     parser.add_argument("--data", default="data/emoji", help="the emoji corpus, or a folder with metadata.jsonl")
     parser.add_argument("--out", type=Path, default=Path("runs/image_tokenizer"), help="state, logs, result")
-    parser.add_argument("--images", type=int, default=64_000, help="how many pictures to train on (%(default)s)")
+    parser.add_argument("--images", type=int, default=48_000, help="how many pictures to train on (%(default)s)")
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--image-size", type=int, default=96, help="pixels a side, a multiple of 8 (%(default)s)")
-    parser.add_argument("--codebook-size", type=int, default=2048)
-    parser.add_argument("--gan-from", type=float, default=0.7, help="share of the run after which the GAN starts")
+    parser.add_argument("--codebook-size", type=int, default=1024)
+    parser.add_argument("--rate", type=float, default=1.3, help="price of rare codes, see charge_for_rate (%(default)s)")
+    parser.add_argument("--gan-from", type=float, default=0.75, help="share of the run after which the GAN starts")
     parser.add_argument("--look-every", type=int, default=1000, help="steps between written reconstructions")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"], help="of the matrix products")

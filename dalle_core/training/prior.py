@@ -60,13 +60,13 @@ def encode_pool(model: VQModel, dataset, count: int, path: Path, device: str) ->
     return torch.cat(parts)[:count]
 
 
-def optimizers(prior: GPTPrior, peak: float) -> list[torch.optim.Optimizer]:
+def optimizers(prior: GPTPrior, peak: float, dtype=torch.float32) -> list[torch.optim.Optimizer]:
     """Muon for the matrices of the blocks, AdamW for embeddings, head, norms and biases."""
     matrices = [p for name, p in prior.named_parameters() if name.startswith("blocks.") and p.ndim == 2]
     chosen = {id(p) for p in matrices}
     others = [p for p in prior.parameters() if id(p) not in chosen]
     return [
-        Muon(matrices, lr=peak),
+        Muon(matrices, lr=peak, dtype=dtype),
         torch.optim.AdamW(others, lr=peak / 8, betas=(0.9, 0.95), weight_decay=0.0),
     ]
 
@@ -132,7 +132,7 @@ def train(args: argparse.Namespace) -> None:
         hidden_size=args.hidden_size,
     ).to(args.device)
     print(f"{sum(p.numel() for p in prior.parameters()):,} parameters")
-    muon, adamw = optimizers(prior, args.learning_rate)
+    muon, adamw = optimizers(prior, args.learning_rate, getattr(torch, args.dtype))
     state = RunState(args.out, prior=prior, muon=muon, adamw=adamw)
     first, steps = state.restore(), args.samples // args.batch_size
     forward = torch.compile(prior) if args.compile else prior
