@@ -76,6 +76,31 @@ def test_config_that_disagrees_with_the_weights(saved):
         dalle_core.load(saved)
 
 
+@pytest.mark.parametrize(
+    "file, changes, named",
+    [
+        ("model_index.json", {"defaults": {"num_candidates": "many"}}, "num_candidates is 'many'"),
+        ("model_index.json", {"defaults": 3}, "model_index.json"),
+        ("model_index.json", {"examples": [3]}, "examples must be a list"),
+        ("model_index.json", {"text_normalizer": "mega"}, "text_normalizer is 'mega'"),
+        ("model_index.json", {"name": 3}, "name must be text"),
+        ("prior/config.json", {"num_heads": 5}, "does not describe a GPTPrior"),
+        ("image_tokenizer/config.json", {"norm_num_groups": 7}, "does not describe a VQModel"),
+        ("clip/config.json", {"text_config": {"layer_norm_eps": None}}, "does not describe a CLIPModel"),
+        ("clip/config.json", {"vision_config": {"num_attention_heads": 5}}, "does not describe a CLIPModel"),
+        ("clip_processor/preprocessor_config.json", {"size": 3}, "clip_processor makes pictures of the shape"),
+        ("clip_processor/preprocessor_config.json", {"image_mean": None}, "clip_processor: pictures cannot be read"),
+    ],
+)
+def test_a_config_that_cannot_work_is_named_at_loading_not_at_drawing(saved, file, changes, named):
+    content = json.loads((saved / file).read_text())
+    for key, value in changes.items():
+        content[key] = content[key] | value if isinstance(content[key], dict) and isinstance(value, dict) else value
+    (saved / file).write_text(json.dumps(content))
+    with pytest.raises(ModelError, match=named):
+        dalle_core.load(saved)
+
+
 def test_parts_that_do_not_belong_together(saved):
     path = saved / "image_tokenizer"
     config = json.loads((path / "config.json").read_text())
