@@ -66,15 +66,20 @@ def main() -> None:
     import dalle_core
     from demo import Models, create_demo, launch_options
 
+    dtype = args.dtype and getattr(torch, args.dtype)
+
     def load(source, tell=None):
         clip = args.clip if source == args.model else None
-        pipe = dalle_core.load(source, args.device, args.dtype and getattr(torch, args.dtype), clip, tell)
+        pipe = dalle_core.load(source, args.device, dtype, clip, tell)
         if args.public:
             pipe.max_candidates = PUBLIC_CANDIDATES
         return pipe
 
+    def download(source, tell, freed):
+        dalle_core.download(source, args.device, dtype, args.clip if source == args.model else None, tell, freed)
+
     try:
-        models = Models(load(args.model), args.model, None if args.public else load)
+        models = Models(load(args.model), args.model, None if args.public else load, download)
     except dalle_core.ModelError as error:
         fail(str(error))
     create_demo(models).launch(

@@ -153,7 +153,7 @@ def build(models: Models, together: int):
             raise run.sentence(error) from None
         with closing(run.draw(
             models, models.source, gallery.GRADIO_CACHE, prompt, asked, num_candidates=int(count),
-            image_tokens=torch.tensor(tokens), keep=torch.tensor(keep), preview_every=2 * pipe.grid_size,
+            image_tokens=torch.tensor(tokens), keep=torch.tensor(keep), preview_every=run.preview_every(pipe),
         )) as steps:  # fmt: skip
             for update in steps:
                 shown = gr.skip()

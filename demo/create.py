@@ -17,7 +17,7 @@ from demo.models import facts as model_facts
 from demo.permalink import NAMES, read_query
 from demo.pictures import enlarge, save_png
 from demo.pool import ALL, BEST, RANKED, SAMPLED, facts, gallery_items, in_order
-from demo.run import MAX_PROMPT, parse_seed, said
+from demo.run import MAX_PROMPT, parse_seed, preview_every, said
 from demo.uploads import read_recipe
 
 MAX_PROMPTS = 16  # in one go
@@ -33,12 +33,6 @@ def half(seed: int, grid: int) -> torch.Tensor:
     keep = torch.zeros(grid * grid, dtype=torch.bool)
     keep[torch.randperm(grid * grid, generator=generator)[: grid * grid // 2]] = True
     return keep.view(grid, grid)
-
-
-def preview_every(pipe) -> int:
-    """Tokens between previews: two rows, but never where a preview takes seconds."""
-    large = sum(p.numel() for p in pipe.image_tokenizer.parameters()) > 20_000_000
-    return 0 if large and pipe.device.type == "cpu" else 2 * pipe.grid_size
 
 
 def build(models: Models, demo: gr.Blocks, together: int) -> None:
@@ -73,7 +67,7 @@ def build(models: Models, demo: gr.Blocks, together: int) -> None:
     with gr.Accordion("Advanced", open=False, elem_id="advanced"):
         with gr.Row(elem_id="model-row"):
             model = gr.Dropdown(
-                labelled(models.choices), value=models.source, label="Model", elem_id="model", scale=1, min_width=200, filterable=False,
+                labelled(models.choices, models.source, pipe), value=models.source, label="Model", elem_id="model", scale=1, min_width=200, filterable=False,
                 interactive=len(models.choices) > 1,
             )  # fmt: skip
             about = gr.HTML(model_facts(models.source, pipe), elem_id="about-model")
@@ -315,7 +309,7 @@ def build(models: Models, demo: gr.Blocks, together: int) -> None:
         """The controls as the loaded model needs them."""
         pipe, defaults = models.pipe, models.pipe.defaults
         return [
-            gr.update(choices=labelled(models.choices), value=models.source), model_facts(models.source, pipe),
+            gr.update(choices=labelled(models.choices, models.source, pipe), value=models.source), model_facts(models.source, pipe),
             gr.update(value=defaults["num_candidates"], maximum=pipe.max_candidates), defaults["temperature"],
             gr.update(value=defaults["top_k"], maximum=pipe.codebook_size), defaults["top_p"], defaults["guidance_scale"],
             gr.update(value=preview_every(pipe), maximum=pipe.grid_size**2),

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 import torch
 
 from dalle_core import CATALOGUE, DallePipeline, ModelError
-from dalle_core.memory import free_bytes, gigabytes
+from dalle_core.memory import RESERVE, free_bytes, gigabytes
 
 log = logging.getLogger(__name__)
 
@@ -19,12 +19,12 @@ log = logging.getLogger(__name__)
 class Models:
     """`pipe` is the loaded pipeline, `source` the name, folder or Hub id it came from.
 
-    load(source, tell) -> pipeline; None: this model is the only one. Several visitors draw at once; a change of model
-    waits until nobody draws.
+    load(source, tell) -> pipeline; None: this model is the only one. download(source, tell, freed) brings a model's files
+    here while the one before is still in use. Several visitors draw at once; a change of model waits until nobody draws.
     """
 
-    def __init__(self, pipe: DallePipeline, source: str, load: Callable | None = None):
-        self.pipe, self.source, self.load = pipe, source, load
+    def __init__(self, pipe: DallePipeline, source: str, load: Callable | None = None, download: Callable | None = None):
+        self.pipe, self.source, self.load, self.download = pipe, source, load, download
         self.choices = list(dict.fromkeys([source, *CATALOGUE])) if load else [source]
         self._drawing, self._switching = 0, False
         self._changed = threading.Condition()
@@ -67,6 +67,8 @@ class Models:
             raise failed[0]
 
     def _switch(self, source: str, tell: Callable[[str], None]) -> None:
+        if self.download and source != self.source:
+            self.download(source, tell, taken(self.source, self.pipe))  # no name for it here: it is to be freed
         with self._changed:
             if self._drawing and source != self.source:
                 tell("Waiting for the pictures that are being drawn…")
@@ -93,16 +95,28 @@ class Models:
                 self._changed.notify_all()
 
 
-def labelled(choices: list[str]) -> list[tuple[str, str]]:
-    """The picker's choices as (label, value): size, licence, and whether the model is already here."""
-    rows = []
+def taken(source: str, pipe: DallePipeline | None) -> int:
+    """Bytes that the loaded model's weights take, as far as the catalogue knows it: free when it has gone."""
+    known = CATALOGUE.get(source)
+    return known.parameters * pipe.prior.dtype.itemsize if known and pipe else 0
+
+
+def labelled(choices: list[str], source: str, pipe: DallePipeline | None) -> list[tuple[str, str]]:
+    """The picker's choices as (label, value): size, licence, whether the model is already here, and whether it is too
+    large for the device and dtype of the loaded one (`source`, `pipe`)."""
+    rows, room = [], None
+    if pipe is not None:
+        room = (free_bytes(pipe.prior.device) + taken(source, pipe)) * RESERVE
     for name in choices:
         known = CATALOGUE.get(name)
         if known is None:
             rows.append((name, name))
             continue
         here = "here" if known.is_here() else f"{gigabytes(known.download)} to download"
-        rows.append((f"{name} · {here} · {known.licence}", name))
+        label, needed = f"{name} · {here} · {known.licence}", known.parameters * pipe.prior.dtype.itemsize if pipe else 0
+        if room is not None and needed > room and name != source:
+            label += f" · too large: needs {gigabytes(needed)} of memory"
+        rows.append((label, name))
     return rows
 
 

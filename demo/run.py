@@ -84,6 +84,12 @@ def parse_seed(text: str, keep: bool, drawn: str = "") -> int | None:
         raise InputError(f"The seed {text[:40]!r} is not a whole number from 0 to {2**63 - 1}.") from None
 
 
+def preview_every(pipe) -> int:
+    """Tokens between previews: two rows, but never where a preview takes seconds."""
+    large = sum(p.numel() for p in pipe.image_tokenizer.parameters()) > 20_000_000
+    return 0 if large and pipe.device.type == "cpu" else 2 * pipe.grid_size
+
+
 def label(candidate: dict) -> str:
     """The caption of a finished picture."""
     if candidate["score"] is None:

@@ -12,7 +12,7 @@ from gradio_client import Client
 from gradio_client.exceptions import AppError
 from PIL import ExifTags, Image, PngImagePlugin
 
-from dalle_core import InputError, ModelError
+from dalle_core import CATALOGUE, InputError, ModelError
 from dalle_core.pictures import png
 from demo import Models, complete, create, create_demo, launch_options, pictures, recognise, run, tokens, uploads
 from demo.models import facts as model_facts
@@ -202,6 +202,27 @@ def test_the_model_before_is_freed_first_and_comes_back_after_a_failure():
     assert "10.5 GB" in str(error) and models.source == models.pipe.name == "dalle-mini"
     assert alive == ["dalle-mini", "dalle-mega", "dalle-mini"]
     assert "not one of this page's models" in str(collect(models.use("../../etc"))[1])
+
+
+def test_files_are_downloaded_before_the_model_in_use_is_freed():
+    def download(source, tell, freed):
+        assert models.pipe.name == "emoji" and freed == 4 * CATALOGUE["emoji"].parameters
+        tell("Downloading…")
+        with models.drawing("emoji"):  # others go on drawing meanwhile
+            pass
+        if source == "dalle-mega":
+            raise ModelError("no network")
+
+    loads = []
+
+    def load(source, tell):
+        loads.append(source)
+        return SimpleNamespace(name=source, prior=SimpleNamespace(dtype=torch.float32))
+
+    models = Models(load("emoji", None), "emoji", load, download)
+    lines, error = collect(models.use("dalle-mega"))
+    assert lines == ["Downloading…"] and str(error) == "no network" and loads == ["emoji"] and models.pipe.name == "emoji"
+    assert collect(models.use("dalle-mini")) == (["Downloading…", "Loading dalle-mini…"], None)
 
 
 def test_a_change_waits_for_those_who_draw():

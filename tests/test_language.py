@@ -87,16 +87,19 @@ def test_every_text_of_the_built_page_is_translated():
     assert sorted(text for text in texts_of_the_page() if not is_known(text)) == []
 
 
-def test_what_handlers_show_is_translated(tiny_pipeline):
+def test_what_handlers_show_is_translated(tiny_pipeline, monkeypatch):
     item = {"path": "", "rank": 1, "score": 0.5, "seed": 7, "index": 0, "request": {
         "model": "tiny", "prompt": "a fox", "negative_prompt": "", "settings": {}, "varied": False}}  # fmt: skip
     progress = augment.Progress(2, 1, 4)
+    monkeypatch.setattr(models, "free_bytes", lambda device: 10**9)
+    too_large = [label for label, _ in models.labelled(["dalle-mini"], "emoji", tiny_pipeline)]
+    assert "too large" in too_large[0]
     shown = [
         run.status(5, 16, 2.0), run.done(4, 7, 1.5), run.done(4, 7, 1.5, ranked=False), run.STARTING, run.STOPPED,
         run.cut_notice("a fox", "and more"), run.cut_notice("a fox", "and more", "negative prompt"), create.EMPTY, pool.facts(item, [item, item | {"score": 0.25}]),
         pool.label(item | {"several": True}), pool.label(item | {"several": True, "score": None}),
         models.facts("tiny", tiny_pipeline), models.facts("emoji", None), models.facts("dalle-mini", None),
-        *(label for label, _ in models.labelled(["emoji", "dalle-mini"])), *(known.note for known in models.CATALOGUE.values()),
+        *(label for label, _ in models.labelled(["emoji", "dalle-mini"], "emoji", None)), *too_large, *(known.note for known in models.CATALOGUE.values()),
         tokens.figures(tiny_pipeline, [[1, 2], [2, 3]], 20.0), compare.status(0, 4, 1.0), compare.status(2, 4, 1.0),
         recognise.ranking([Label("a fox", 0.5, 0.9, -1.0), Label("two apples", 0.4, 0.1, -0.5)]),
         recognise.ranking([Label("a fox", 0.5, 0.9, -0.5), Label("two apples", 0.4, 0.1, -1.0)]),
