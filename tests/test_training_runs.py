@@ -144,10 +144,14 @@ def vq_folder(tmp_path_factory):
 def test_prior_resumes_bit_for_bit(monkeypatch, tmp_path, folder, vq_folder):
     arguments = COMMON | dict(
         data=folder, image_tokenizer=vq_folder, text_tokenizer=folder / "text_tokenizer", pool=30, samples=32,
-        batch_size=4, text_length=8, layers=2, heads=2, hidden_size=16, learning_rate=0.02, look_every=7, compile=False,
+        batch_size=4, text_length=8, layers=2, heads=2, hidden_size=16, learning_rate=0.02, look_every=7, compile=False, init=None,
     )  # fmt: skip
     result = "prior/diffusion_pytorch_model.safetensors"
     assert_resumes_bit_for_bit(monkeypatch, tmp_path, prior_training.train, arguments, result)
+    # A run that starts from the outcome, and makes no step, ends with it.
+    start = argparse.Namespace(out=tmp_path / "on", **arguments | {"init": tmp_path / "whole" / "prior", "samples": 0})
+    prior_training.train(start)
+    assert (tmp_path / "on" / result).read_bytes() == (tmp_path / "whole" / result).read_bytes()
 
 
 def test_clip_resumes_bit_for_bit(monkeypatch, tmp_path, folder):

@@ -135,6 +135,8 @@ def train(args: argparse.Namespace) -> None:
     muon, adamw = optimizers(prior, args.learning_rate, getattr(torch, args.dtype))
     state = RunState(args.out, prior=prior, muon=muon, adamw=adamw)
     first, steps = state.restore(), args.samples // args.batch_size
+    if args.init and first == 0:
+        prior.load_state_dict(GPTPrior.from_pretrained(args.init).state_dict())
     forward = torch.compile(prior) if args.compile else prior
     held_out = {kind: dataset.held_out(kind, 64) for kind in dataset.held_out_kinds}
 
@@ -177,6 +179,7 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=6)
     parser.add_argument("--heads", type=int, default=4)
     parser.add_argument("--hidden-size", type=int, default=256)
+    parser.add_argument("--init", help="folder of a trained prior of these sizes, whose weights to start from")
     parser.add_argument("--learning-rate", type=float, default=0.02, help="Muon's peak; AdamW's is an eighth of it")
     parser.add_argument("--look-every", type=int, default=200, help="steps between held-out losses and saved weights")
     parser.add_argument("--compile", action="store_true", help="torch.compile the training step")
