@@ -267,7 +267,7 @@ def _augment(pipe, rows, out, settings, sampling) -> Iterator[Progress]:
                         if step.generation is None:
                             yield Progress(drawn, len(listed), total, count * step.index / step.total)
                 names = {i: f"{row:06}_{first + i:04}.png" for i in range(count)}
-                new = _save(out, step.generation, names, listed, pipe.name, settings)
+                new = _save(out, step.generation, names, listed, pipe, settings)
                 _write(out / STATE, json.dumps({"settings": settings, "blocks": number}).encode())
                 drawn += count
                 yield Progress(drawn, len(listed), total, new=new)
@@ -326,7 +326,7 @@ def _listed(out: Path) -> set[str]:
         raise InputError(f"{path} is damaged: name a new folder.") from None
 
 
-def _save(out: Path, generation: Generation, names: dict, listed: set, model: str, settings: dict) -> list[Kept]:
+def _save(out: Path, generation: Generation, names: dict, listed: set, pipe: DallePipeline, settings: dict) -> list[Kept]:
     """Writes the block's pictures that are kept, then their lines; `listed` grows by their names."""
     threshold, best = settings["threshold"], settings["best"]
     lines, kept = [], []
@@ -334,9 +334,9 @@ def _save(out: Path, generation: Generation, names: dict, listed: set, model: st
         name = names[candidate.index]
         if (threshold is not None and candidate.score < threshold) or name in listed:
             continue
-        facts = recipe(generation, candidate, model)
+        facts = recipe(generation, candidate, pipe.name, pipe.revision)
         _write(out / name, png(candidate.image, facts))
-        del facts["tokens"]  # in the picture
+        del facts["tokens"], facts["varied"]  # in the picture
         lines.append({"file_name": name, "text": facts.pop("prompt")} | facts)
         kept.append(Kept(out / name, generation.prompt, candidate.score))
     _append(out / "metadata.jsonl", "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines).encode())

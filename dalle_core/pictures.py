@@ -19,10 +19,13 @@ def enlarge(image: Image.Image) -> Image.Image:
     return large.filter(ImageFilter.UnsharpMask(radius=factor * 0.75, percent=60, threshold=2))
 
 
-def recipe(generation, candidate, model: str) -> dict:
-    """All that it takes to draw a candidate again, and its image tokens."""
+def recipe(generation, candidate, model: str, revision: str = "", varied: bool = False) -> dict:
+    """All that it takes to draw a candidate again, and its image tokens. varied: some of them were given, not drawn, so that
+    prompt, seed and settings alone make another picture."""
     return {
         "model": model,
+        "revision": revision,
+        "varied": varied,
         "prompt": generation.prompt,
         "negative_prompt": generation.negative_prompt,
         "seed": candidate.seed,

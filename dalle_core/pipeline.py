@@ -110,6 +110,7 @@ class DallePipeline(DiffusionPipeline):
         self._together = Together(prior)
         self.chunk_size: int | None = None  # candidates sampled at a time; None: what fits, up to 64
         self.max_candidates = 64
+        self.revision = ""  # which weights these are, among all of this name; `load` says it
 
     def save_pretrained(self, *args, **kwargs) -> None:
         """As diffusers' own. Raises ModelError for 8-bit weights, which are made at loading and never stored."""
@@ -319,8 +320,8 @@ class DallePipeline(DiffusionPipeline):
                 for position, tokens in enumerate(steps, 1):
                     previews = None
                     if preview_every and position % preview_every == 0 and position < length:
-                        waiting = torch.full((count - rows.stop, length), -1, device=tokens.device)
-                        previews = shown + self._preview(torch.cat([tokens, waiting]), position)
+                        waiting = [self._not_drawn()] * (count - rows.stop)
+                        previews = shown + self._preview(tokens, position) + waiting
                     index = len(finished) * length + len(rows) * position
                     if index < count * length:
                         yield Step(index, count * length, previews)
@@ -380,6 +381,10 @@ class DallePipeline(DiffusionPipeline):
         mask = drawn.unflatten(1, (1, self.grid_size, self.grid_size)).float()  # [B, 1, h, w]
         mask = mask.repeat_interleave(factor, 2).repeat_interleave(factor, 3)
         return images.to_images(images.decode(self.image_tokenizer, grids) * mask + NOT_DRAWN * (1 - mask))
+
+    def _not_drawn(self) -> Image.Image:
+        """The grey picture of a candidate that has not been begun."""
+        return images.to_images(torch.full((1, 3, self.image_size, self.image_size), NOT_DRAWN))[0]
 
     def _forced(self, image_tokens, keep) -> tuple[torch.Tensor | None, torch.Tensor | None]:
         """Checked and flattened: ([N] int64, [N] bool), or two None."""

@@ -21,9 +21,9 @@ def create_demo(models: Models, together: int = 4) -> gr.Blocks:
         gr.HTML(header(), elem_id="header")
         with gr.Tabs(elem_id="tabs") as tabs:
             with gr.Tab("Create", id="create"):
-                to_complete, chosen, prompt = create.build(models, demo, together)
+                to_complete, chosen, prompt, save_recipe, dropped = create.build(models, demo, together)
             with gr.Tab("Complete", id="complete"):
-                picture, words, opening = complete.build(models, together)
+                picture, words, opening = complete.build(models, together, save_recipe)
             with gr.Tab("Tokens", id="tokens"):
                 tokens.build(models)
             with gr.Tab("Recognise", id="recognise"):
@@ -38,6 +38,10 @@ def create_demo(models: Models, together: int = 4) -> gr.Blocks:
             lambda path, text: (path, text, gr.Tabs(selected="complete")), [chosen, prompt], [picture, words, tabs],
             api_visibility="private", show_progress="hidden",
         ).then(**opening)  # fmt: skip
+        # A picture may be dropped on any tab; what it restores is on the first.
+        dropped.success(
+            lambda: gr.Tabs(selected="create"), None, tabs, queue=False, api_visibility="private", show_progress="hidden"
+        )  # fmt: skip
     return demo.queue(max_size=16, default_concurrency_limit=1, api_open=False)
 
 
@@ -52,7 +56,7 @@ def launch_options(public: bool = False) -> dict:
         "js": JS,
         "head": HEAD + language.HEAD + history.HEAD + vote.HEAD + complete.HEAD,
         "show_error": False,
-        "max_file_size": "5mb",
+        "max_file_size": "5mb" if public else "50mb",  # a phone's photo has more than 5
         "allowed_paths": [],
         "enable_monitoring": False,
         "run_history": False,

@@ -63,9 +63,9 @@ def shown_kept(pipe, tokens: list[list[int]], keep: list[list[bool]]) -> Image.I
     return with_grid(pipe, Image.composite(image, pale, mask), None)
 
 
-def build(models: Models, together: int):
-    """Adds the tab; returns (the component that takes a picture, the prompt, the event handler that opens a picture and
-    its outputs), for other tabs to fill."""
+def build(models: Models, together: int, save_recipe: gr.Checkbox):
+    """Adds the tab; save_recipe: the page's switch. Returns (the component that takes a picture, the prompt, the event
+    handler that opens a picture and its outputs), for other tabs to fill."""
     pipe = models.pipe
     tokens, keep = gr.State(None), gr.State(None)  # of the picture, [grid][grid]
     gr.Markdown(
@@ -140,7 +140,7 @@ def build(models: Models, together: int):
         js="(stroke, ...values) => [dallePaint.stroke(), ...values]",
     )  # fmt: skip
 
-    def complete(tokens, keep, prompt, count, seed):
+    def complete(tokens, keep, prompt, count, seed, save_recipe=True):
         """Streams completions: tokens [grid][grid] of a picture, keep [grid][grid] which of them stay."""
         pipe = models.pipe
         try:
@@ -152,7 +152,7 @@ def build(models: Models, together: int):
         except InputError as error:
             raise run.sentence(error) from None
         with closing(run.draw(
-            models, models.source, gallery.GRADIO_CACHE, prompt, asked, num_candidates=int(count),
+            models, models.source, gallery.GRADIO_CACHE, prompt, asked, save_recipe, num_candidates=int(count),
             image_tokens=torch.tensor(tokens), keep=torch.tensor(keep), preview_every=run.preview_every(pipe),
         )) as steps:  # fmt: skip
             for update in steps:
@@ -173,7 +173,8 @@ def build(models: Models, together: int):
             yield pictures, line
 
     event = gr.on(
-        [go.click, prompt.submit], complete, [tokens, keep, prompt, count, seed], [gallery, progress, paths, chosen, again, entry],
+        [go.click, prompt.submit], complete, [tokens, keep, prompt, count, seed, save_recipe],
+        [gallery, progress, paths, chosen, again, entry],
         api_name="complete_cells", api_visibility="private", show_progress="minimal", show_progress_on=progress,
         concurrency_id="sampling", concurrency_limit=together, trigger_mode="once",
     )  # fmt: skip

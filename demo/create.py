@@ -133,7 +133,7 @@ def build(models: Models, demo: gr.Blocks, together: int) -> None:
     gr.HTML(history.FOLD)
     # What the page's script and the server hand each other.
     entry = gr.Textbox(elem_id="entry", elem_classes="offstage", show_label=False)
-    loaded = gr.Textbox(pipe.name, elem_id="loaded", elem_classes="offstage", show_label=False)
+    loaded = gr.Textbox(json.dumps([pipe.name, pipe.revision]), elem_id="loaded", elem_classes="offstage", show_label=False)
     linked = gr.Textbox(elem_id="linked", elem_classes="offstage", show_label=False)
     asked_for = gr.Textbox(elem_id="asked-for", elem_classes="offstage", show_label=False)
     reopen = gr.Button(elem_id="history-open", elem_classes="offstage")
@@ -177,6 +177,9 @@ def build(models: Models, demo: gr.Blocks, together: int) -> None:
             raise run.sentence(error) from None
         for line in lines:
             yield from draw_one(line, asked, settings, model, order, best, save_recipe)
+        if len(lines) > 1:
+            said = f"{len(lines)} prompts were drawn. This is the last; the others are in the history below."
+            yield update(notice=f'<div class="notice">{said}</div>')
 
     def draw_one(text, asked, settings, model, order, best, save_recipe, before=()):
         """One prompt; the new candidates join those of the pool `before`, which stays on show meanwhile."""
@@ -313,7 +316,7 @@ def build(models: Models, demo: gr.Blocks, together: int) -> None:
             gr.update(value=defaults["num_candidates"], maximum=pipe.max_candidates), defaults["temperature"],
             gr.update(value=defaults["top_k"], maximum=pipe.codebook_size), defaults["top_p"], defaults["guidance_scale"],
             gr.update(value=preview_every(pipe), maximum=pipe.grid_size**2),
-            gr.Dataset(samples=[[text] for text in pipe.examples]), pipe.name,
+            gr.Dataset(samples=[[text] for text in pipe.examples]), json.dumps([pipe.name, pipe.revision]),
         ]  # fmt: skip
 
     controls = [model, about, candidates, temperature, top_k, top_p, guidance, every, examples, loaded]
@@ -354,8 +357,8 @@ def build(models: Models, demo: gr.Blocks, together: int) -> None:
             link.guidance ?? guidance];
         }""",
     )  # fmt: skip
-    demo.load(None, loaded, None, js="(name) => { dalleHistory.use(name); }", api_visibility="private")
-    loaded.change(None, loaded, None, js="(name) => { dalleHistory.use(name); }", api_visibility="private")
+    demo.load(None, loaded, None, js="(model) => { dalleHistory.use(model); }", api_visibility="private")
+    loaded.change(None, loaded, None, js="(model) => { dalleHistory.use(model); }", api_visibility="private")
     entry.change(None, entry, None, js="(text) => { dalleHistory.save(text); }", api_visibility="private")
     use_prompt.click(None, None, prompt, js="() => dalleHistory.asked()", api_visibility="private")
     copy_link.click(None, None, None, js="() => { dalleHistory.copyLink(); }", api_visibility="private")
@@ -410,11 +413,12 @@ def build(models: Models, demo: gr.Blocks, together: int) -> None:
         except InputError as error:
             raise run.sentence(error) from None
         folder = Path(tempfile.mkdtemp(dir=gallery.GRADIO_CACHE))
-        picture = str(save_png(image, recipe | {"model": pipe.name}, folder))
+        picture = str(save_png(image, recipe | {"model": pipe.name, "revision": pipe.revision}, folder))
         score = recipe["score"] if isinstance(recipe["score"], float) else None
         numbers = recipe["settings"]
-        request = {"model": pipe.name, "prompt": recipe["prompt"], "negative_prompt": recipe["negative_prompt"],
-                   "settings": {name: numbers[name] for name in SETTINGS}, "varied": False}  # fmt: skip
+        request = {"model": pipe.name, "revision": pipe.revision, "prompt": recipe["prompt"],
+                   "negative_prompt": recipe["negative_prompt"], "settings": {name: numbers[name] for name in SETTINGS},
+                   "varied": recipe["varied"]}  # fmt: skip
         item = {"path": picture, "rank": 1, "score": score, "seed": recipe["seed"], "index": recipe["index"],
                 "tokens": history.pack(recipe["tokens"]), "request": request}  # fmt: skip
         [item] = pool.ranked([item])
@@ -425,10 +429,10 @@ def build(models: Models, demo: gr.Blocks, together: int) -> None:
             gr.update(visible=True), picture, facts(item, [item]), picture, picture, picture,
         ]  # fmt: skip
 
-    saved.upload(
+    dropped = saved.upload(
         restore, saved,
         [prompt, negative, candidates, seed, keep_seed, temperature, top_k, top_p, guidance, gallery, kept, empty, detail,
          chosen, table, download, download_all, path],
         api_visibility="private",
     )  # fmt: skip
-    return to_complete, path, prompt
+    return to_complete, path, prompt, save_recipe, dropped

@@ -2,7 +2,7 @@
 // goes to the page through textContent only.
 window.dalleHistory = (() => {
   const PREFIX = "dalle.history.", MOST = 500;
-  let model = "", words = "", starred = false, asked = "";
+  let model = "", revision = "", words = "", starred = false, asked = "";
 
   const check = (entry) => {
     const fits = entry && typeof entry === "object" && /^[0-9a-zA-Z]{1,32}$/.test(entry.id) &&
@@ -13,7 +13,8 @@ window.dalleHistory = (() => {
         Number.isInteger(row.index) && row.index >= 0 && (row.score === null || Number.isFinite(row.score)) &&
         typeof row.tokens === "string" && /^[A-Za-z0-9+/]+=*$/.test(row.tokens) && row.tokens.length <= 16384);
     if (!fits) return null;
-    return { version: 1, id: entry.id, model: entry.model, prompt: entry.prompt, negative_prompt: entry.negative_prompt,
+    return { version: 1, id: entry.id, model: entry.model,
+      revision: /^[0-9a-f]{0,64}$/.test(entry.revision) ? entry.revision : "", prompt: entry.prompt, negative_prompt: entry.negative_prompt,
       settings: entry.settings, varied: entry.varied === true, favourite: entry.favourite === true,
       time: Number.isFinite(entry.time) ? entry.time : Date.now(),
       candidates: entry.candidates.map(({ seed, index, score, tokens }) => ({ seed, index, score, tokens })) };
@@ -76,10 +77,12 @@ window.dalleHistory = (() => {
     const line = document.createElement("li"), what = make("div", "", null, { className: "what" });
     const scores = entry.candidates.map((one) => one.score).filter((score) => score !== null);
     const best = scores.length ? ` · best ${Math.max(...scores).toFixed(3)}` : "";
-    const here = entry.model === model;
+    const here = entry.model === model && entry.revision === revision;
+    const why = entry.model === model ? " · another version of the model: only the prompt can be used" :
+      " · another model: choose it first to open this";
     what.append(make("b", entry.prompt, null, { title: entry.prompt, translate: false }), make("small",
       `${new Date(entry.time).toLocaleString()} · ${entry.model} · ${entry.candidates.length} candidates${best}` +
-      (here ? "" : " · another model: choose it first to open this")));
+      (here ? "" : why)));
     const erase = () => {
       if (!confirm(dalleLanguage.say(`Delete “${entry.prompt.slice(0, 60)}” from the history?`))) return;
       localStorage.removeItem(PREFIX + entry.id);
@@ -162,5 +165,5 @@ window.dalleHistory = (() => {
       place.textContent = "Copy it from here: " + link;
     }
   };
-  return { save, copyLink, asked: () => asked, use: (name) => { model = name; render(); } };
+  return { save, copyLink, asked: () => asked, use: (loaded) => { [model, revision] = JSON.parse(loaded); render(); } };
 })();

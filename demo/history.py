@@ -1,6 +1,6 @@
 """The history: what a person drew, as settings and tokens, in their own browser. The server keeps nothing of it.
 
-An entry is JSON: id, model, prompt, negative_prompt, settings, varied, and candidates of {seed, index, score, tokens}. Seeds
+An entry is JSON: id, model, revision, prompt, negative_prompt, settings, varied, and candidates of {seed, index, score, tokens}. Seeds
 are strings, as JavaScript's numbers stop at 2**53; tokens are base64 of little-endian uint16. `history.js` stores the entries,
 one localStorage key each.
 """
@@ -72,6 +72,8 @@ def read_entry(text: str, pipe) -> dict:
             raise ValueError("id")
         if model != pipe.name:
             raise InputError(f"This entry was drawn by the model {model[:60]!r}; choose that model first, or use its prompt.")
+        if entry.get("revision", "") != pipe.revision:
+            raise InputError(f"This entry was drawn by another version of the model {model[:60]!r}: only its prompt can be used.")
         settings = {key: in_range(key, entry["settings"][key], pipe) for key in pipe.defaults}
         candidates = [_candidate(row, pipe) for row in rows]
         if len({(row["seed"], row["index"]) for row in candidates}) < len(candidates):
@@ -80,7 +82,7 @@ def read_entry(text: str, pipe) -> dict:
         raise
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
         raise damaged from None
-    request = {"model": model, "prompt": prompt, "negative_prompt": negative, "settings": settings,
+    request = {"model": model, "revision": pipe.revision, "prompt": prompt, "negative_prompt": negative, "settings": settings,
                "varied": entry.get("varied") is True}  # fmt: skip
     return {"id": name, "request": request, "candidates": candidates}
 
@@ -100,7 +102,7 @@ def draw_again(entry: dict, pipe, cache: str, save_recipe: bool = True) -> Itera
     folder, request, items = Path(tempfile.mkdtemp(dir=cache)), entry["request"], []
     for row in entry["candidates"]:
         tokens = row["tokens"].tolist()
-        recipe = {key: request[key] for key in ("model", "prompt", "negative_prompt", "settings")}
+        recipe = {key: request[key] for key in ("model", "revision", "varied", "prompt", "negative_prompt", "settings")}
         recipe |= {key: row[key] for key in ("seed", "index", "score")} | {"tokens": tokens}
         path = save_png(enlarge(pipe.decode(row["tokens"])), recipe, folder, save_recipe)
         items.append({"path": str(path), "score": row["score"], "seed": row["seed"], "index": row["index"],

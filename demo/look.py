@@ -22,8 +22,11 @@ def theme() -> gr.themes.Base:
         body_text_color_subdued_dark="#b3aaa2",
         block_border_width="0px",
         block_shadow="none",
-        block_label_background_fill="transparent",
-        block_label_background_fill_dark="transparent",
+        block_label_background_fill="#ffffff",  # it lies on pictures
+        block_label_background_fill_dark="#201d1b",
+        input_border_width="1px",
+        input_border_color="#e3ded8",
+        input_border_color_dark="#3a3531",
         input_background_fill="#ffffff",
         input_background_fill_dark="#2a2623",
         button_primary_background_fill="#d9480f",
@@ -46,7 +49,7 @@ def header() -> str:
 HEAD = '<meta name="viewport" content="width=device-width, initial-scale=1">'
 
 CSS = """
-.gradio-container { max-width: 1320px !important; margin: 0 auto !important; }
+.gradio-container { width: 100%; max-width: 1320px !important; margin: 0 auto !important; }
 .brand h1 { font-size: 1.7rem; letter-spacing: -0.02em; font-weight: 750; margin: .3rem 0 .1rem; }
 .brand p { color: var(--body-text-color-subdued); margin: 0; font-size: .98rem; }
 #language { float: right; margin: .35rem 0 .3rem 1rem; padding: .3rem .8rem; font-size: .9rem; cursor: pointer;
@@ -73,16 +76,20 @@ CSS = """
 .notice { border-left: 3px solid #e8590c; padding: .4rem .8rem; font-size: .92rem; margin-top: .5rem; }
 #notice:not(:has(.notice)) { display: none; }
 .notice s { opacity: .65; }
-#gallery { background: transparent; }
-#gallery .grid-wrap { max-height: none; }
-#gallery .thumbnail-item { border-radius: 14px; border: 1px solid var(--border-color-primary); background: #fff;
+:is(#gallery, #completions) { background: transparent; }
+:is(#gallery, #completions) .grid-wrap { max-height: none; }
+:is(#gallery, #completions) .thumbnail-item { border-radius: 14px; border: 1px solid var(--border-color-primary); background: #fff;
   overflow: hidden; }
-#gallery .thumbnail-item:hover, #gallery .thumbnail-item:focus-visible { outline: 3px solid #e8590c; }
-#gallery .caption-label { left: 8px; right: auto; bottom: 8px; max-width: none; border-radius: 99px; border: 0;
+:is(#gallery, #completions) .thumbnail-item:hover, :is(#gallery, #completions) .thumbnail-item:focus-visible { outline: 3px solid #e8590c; }
+:is(#gallery, #completions) .caption-label { left: 8px; right: auto; bottom: 8px; max-width: none; border-radius: 99px; border: 0;
   padding: .1rem .55rem; font-family: var(--font-mono); font-size: .75rem; background: rgba(28, 25, 23, .78);
   color: #fff; }
-#gallery.ranked .grid-container > :first-child .caption-label { background: #d9480f; }
-#order { background: transparent; padding: 0; }
+:is(#gallery, #completions).ranked .grid-container > :first-child .caption-label { background: #d9480f; }
+#order-row { align-items: center; gap: .5rem 1.5rem; }
+#order, #best, #rejected { background: transparent; padding: 0; flex: 0 0 auto; }
+#best { display: flex; flex-wrap: wrap; align-items: center; gap: .3rem .8rem; }
+#best > span { margin: 0; }
+footer .divider { display: none; }  /* Gradio's, after the last link */
 #augmented { background: transparent; }
 #augmented .grid-container { grid-template-rows: none !important; grid-auto-rows: auto !important; }
 #augmented .thumbnail-item { border-radius: 10px; background: #fff; overflow: hidden; aspect-ratio: 1; height: auto; }
@@ -91,12 +98,15 @@ CSS = """
 #kept-view img { cursor: crosshair; touch-action: none; user-select: none; }
 #stroke { position: absolute; pointer-events: none; z-index: 50; }
 #stroke polyline { fill: none; stroke: #e8590c; stroke-width: 2.5; stroke-linecap: round; opacity: .8; }
+#chosen { background: transparent; }
 #chosen img { border-radius: 14px; background: #fff; }
 .figures, #model-card { contain: inline-size; overflow-x: auto; }  /* a wide table does not widen a phone's page */
 /* Chinese lines break between any two signs: short words of the interface should not. */
 :root:lang(zh) :is(button, th, .head) { word-break: keep-all; }
 .line span + span { white-space: nowrap; }
 #model-parts td { overflow-wrap: anywhere; }
+.figures :is(table, tr), #facts :is(table, tr) { border: 0; }
+.figures .ranking td + td { white-space: nowrap; }
 .figures table { width: 100%; border-collapse: collapse; font-size: .9rem; }
 .figures td, .figures th { border: 0; border-bottom: 1px solid var(--border-color-primary); padding: .35rem .4rem;
   text-align: left; font-variant-numeric: tabular-nums; }
@@ -120,17 +130,18 @@ CSS = """
   #prompt { grid-column: 1 / -1; }
   #seed-row { display: grid; grid-template-columns: 2fr 1fr; }
   #seed { grid-column: 1 / -1; }
-  #order-row, #open-row { display: block; }
-  #best { min-width: 0 !important; margin-top: .5rem; }
+  #open-row { display: block; }
+  #model-row, #complete-row { flex-direction: column; }
   #model-parts table { font-size: .75rem; }
   #augmented .grid-container { grid-template-columns: repeat(4, minmax(0, 1fr)) !important; }
-  #gallery .grid-container { grid-template-columns: repeat(2, minmax(0, 1fr)) !important; }
+  :is(#gallery, #completions) .grid-container { grid-template-columns: repeat(2, minmax(0, 1fr)) !important; }
 }
 """
 
-# Escape stops, wherever the focus is. The button is disabled while nothing is being drawn.
+# Escape stops what the open tab draws, wherever the focus is.
 JS = """
 () => document.addEventListener("keydown", (event) => {
-  if (event.key === "Escape") document.querySelector("#stop:not([disabled])")?.click();
+  const stops = document.querySelectorAll(":is(#stop, #complete-stop, #compare-stop, #augment-stop):not([disabled])");
+  if (event.key === "Escape") [...stops].find((button) => button.checkVisibility())?.click();
 })
 """

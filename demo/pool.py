@@ -16,7 +16,7 @@ from demo.pictures import file_name
 
 RANKED, SAMPLED = "CLIP's order", "Order of sampling"
 ALL = "All"
-BEST = ["1", "4", "16", ALL]  # how many of the pool are shown
+BEST = ["1", "4", "16", "64", ALL]  # how many of the pool are shown
 MAX_POOL = 256  # candidates; "More" stops there
 
 

@@ -148,7 +148,8 @@ def draw(
                 if step.previews is not None or now - shown_at > UPDATE_EVERY:
                     shown_at = now
                     yield Update(status(step.index, step.total, now - started), previews=step.previews)
-            paths = save_all(step.generation, pipe.name, cache, save_recipe)
+            varied = arguments.get("keep") is not None
+            paths = save_all(step.generation, pipe.name, cache, save_recipe, pipe.revision, varied)
         except (InputError, ModelError) as error:
             raise sentence(error) from None
         except OSError as error:
@@ -158,8 +159,8 @@ def draw(
             log.exception("drawing failed")
             raise gr.Error("Drawing failed. The server's log says why; try again.", print_exception=False) from None
     request = {
-        "model": pipe.name, "prompt": prompt, "negative_prompt": step.generation.negative_prompt,
-        "settings": step.generation.settings, "varied": arguments.get("keep") is not None,
+        "model": pipe.name, "revision": pipe.revision, "prompt": prompt,
+        "negative_prompt": step.generation.negative_prompt, "settings": step.generation.settings, "varied": varied,
     }  # fmt: skip
     items = [
         {"path": str(path), "rank": rank, "score": candidate.score, "seed": candidate.seed, "index": candidate.index,

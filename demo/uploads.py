@@ -74,6 +74,11 @@ def read_recipe(path: str | None, pipe) -> dict:
         raise damaged from None
     if model != pipe.name:
         raise InputError(f"This picture was drawn by the model {model[:60]!r}; choose that model first.")
+    if recipe.get("revision", "") != pipe.revision:
+        raise InputError(
+            f"This picture was drawn by another version of the model {model[:60]!r}, so it cannot be drawn again exactly. Its "
+            f"prompt: “{prompt[:200]}”"
+        )
     try:  # only now: another model's limits are others
         if type(index) is not int or not 0 <= index < pipe.max_candidates:
             raise ValueError("index")
@@ -85,5 +90,5 @@ def read_recipe(path: str | None, pipe) -> dict:
         raise InputError("The recipe in this picture is damaged: its tokens are not this model's.")
     return {
         "prompt": prompt, "negative_prompt": negative, "seed": seed, "index": index, "settings": settings,
-        "tokens": tokens.tolist(), "score": score,
+        "tokens": tokens.tolist(), "score": score, "varied": recipe.get("varied") is True,
     }  # fmt: skip

@@ -33,7 +33,7 @@ def build(kept: gr.State) -> None:
         with gr.Row():
             pictures = [
                 gr.Image(
-                    show_label=False, label=f"Candidate {name}", elem_id=f"vote-{name.lower()}", format="png",
+                    label=f"Candidate {name}", elem_id=f"vote-{name.lower()}", format="png",
                     interactive=False, buttons=[], height=240, min_width=120, alt_text=f"Candidate {name}",
                 )
                 for name in "AB"

@@ -66,7 +66,7 @@ def test_a_data_set_of_those_that_fit(tiny_pipeline, tmp_path):
     seeds = {}
     for line in found:
         assert line["score"] >= THRESHOLD and line["model"] == "tiny" and line["settings"]["temperature"] == 1.0
-        assert set(line) == {"file_name", "text", "model", "negative_prompt", "seed", "index", "score", "settings"}
+        assert set(line) == {"file_name", "text", "model", "revision", "negative_prompt", "seed", "index", "score", "settings"}
         seeds.setdefault(line["seed"], line["text"])
         again = tiny_pipeline(line["text"], seed=line["seed"], num_candidates=line["index"] + 1)
         expected = next(candidate for candidate in again.candidates if candidate.index == line["index"])

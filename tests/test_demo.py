@@ -346,6 +346,7 @@ SETTINGS = [
     [
         *(({"tokens": value}, "tokens are not") for value in ("x", [[0]], [[99] * 4] * 4, [[-1] * 4] * 4, [[0.5] * 4] * 4)),
         ({"model": "dalle-mini"}, "dalle-mini"), ({"model": 3}, "damaged"),
+        ({"revision": "0123456789ab"}, "another version of the model 'tiny'.*a red fox"),
         ({"seed": "x"}, "damaged"), ({"seed": -1}, "damaged"), ({"seed": 2**63}, "damaged"), ({"seed": 1.5}, "damaged"),
         ({"prompt": ["a"]}, "damaged"), ({"negative_prompt": 3}, "damaged"), ({"prompt": "a" * 20_001}, "damaged"),
         ({"index": -1}, "damaged"), ({"index": 64}, "damaged"), ({"index": True}, "damaged"), ({"index": "0"}, "damaged"),

@@ -14,7 +14,8 @@ from demo import history, permalink, pictures, pool
 @pytest.fixture
 def items(tiny_pipeline):
     generation = tiny_pipeline("a red fox", num_candidates=4, seed=2**62 + 1)
-    request = {"model": "tiny", "prompt": "a red fox", "negative_prompt": "", "settings": generation.settings, "varied": False}
+    request = {"model": "tiny", "revision": "", "prompt": "a red fox", "negative_prompt": "", "settings": generation.settings,
+               "varied": False}  # fmt: skip
     return generation, pool.ranked([
         {"path": "", "score": one.score, "seed": one.seed, "index": one.index, "tokens": history.pack(one.tokens.tolist()),
          "request": request}
@@ -91,6 +92,12 @@ def test_settings_out_of_range_are_refused(items, tiny_pipeline, name, value):
 def test_another_models_entry_says_so(items, tiny_pipeline):
     entry = json.loads(history.to_entry(items[1])) | {"model": "dalle-mini"}
     with pytest.raises(InputError, match="'dalle-mini'; choose that model first"):
+        history.read_entry(json.dumps(entry), tiny_pipeline)
+
+
+def test_another_version_s_entry_says_so(items, tiny_pipeline):
+    entry = json.loads(history.to_entry(items[1])) | {"revision": "0123456789ab"}
+    with pytest.raises(InputError, match="another version of the model 'tiny'"):
         history.read_entry(json.dumps(entry), tiny_pipeline)
 
 
