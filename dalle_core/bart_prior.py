@@ -84,7 +84,10 @@ class CrossAttention(nn.Module):
         for k, v, mask, rows in texts:
             # The rows of a prompt become its queries: its keys and values are read once, not once a row.
             queries = q[row : row + rows].reshape(len(k), -1, x.shape[-1])
-            y = F.scaled_dot_product_attention(heads_of(queries, 1, self.num_heads)[0], k, v, mask)  # [P, H, rows/P*T, D]
+            queries = heads_of(queries, 1, self.num_heads)[0]  # [P, H, rows/P*T, D]
+            count = queries.shape[2]  # filled up like the rows of a batch, see rows.py
+            queries = F.pad(queries, (0, 0, 0, -count % ROW_MULTIPLE))
+            y = F.scaled_dot_product_attention(queries, k, v, mask)[:, :, :count]
             groups.append(y.transpose(1, 2).reshape(rows, *x.shape[1:]))
             row += rows
         groups.append(x.new_zeros(len(x) - row, *x.shape[1:]))  # the rows that fill the batch up

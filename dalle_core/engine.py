@@ -104,10 +104,11 @@ def generate(
     """
     rows, length = uniforms.shape
     device = text_ids.device
-    uniforms = uniforms.to(device)
+    uniforms = uniforms.to(device, torch.float32 if device.type == "mps" else torch.float64)  # MPS has no float64
     guided = settings.guidance_scale != 1
     kept = [False] * length if keep is None else keep.tolist()
     forced = None if forced is None else forced.to(device)
+    last = max((position for position in range(length) if not kept[position]), default=-1)
     tokens = torch.full((rows, length), -1, device=device)
     if keep is not None:
         tokens[:, keep.to(device)] = forced[keep.to(device)]
@@ -119,7 +120,7 @@ def generate(
 
     for position in range(length):
         with torch.inference_mode():
-            if position > 0:
+            if 0 < position <= last:  # kept tokens after the last drawn one tell nobody anything
                 column = tokens[:, position - 1].repeat(len(prompts))
                 logits = together.decode(column, cache, position - 1)
             if not kept[position]:

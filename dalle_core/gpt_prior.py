@@ -24,11 +24,13 @@ class KVCache:
         self.k = torch.empty(shape, device=weight.device, dtype=weight.dtype)  # [L, B, H, T, D]
         self.v = torch.empty_like(self.k)
 
-    def repeat(self, copies: int) -> "KVCache":
-        """A cache in which each sequence stands `copies` times, one after the other."""
-        other = KVCache.__new__(KVCache)
-        other.k = self.k.repeat_interleave(copies, dim=1)
-        other.v = self.v.repeat_interleave(copies, dim=1)
+    def repeat(self, copies: int, filled: int) -> "KVCache":
+        """A cache in which the first `filled` positions of each sequence stand `copies` times, one after the other."""
+        other, (layers, rows, *rest) = KVCache.__new__(KVCache), self.k.shape
+        for name, own in (("k", self.k), ("v", self.v)):
+            new = own.new_empty(layers, rows * copies, *rest)
+            new[:, :, :, :filled] = own[:, :, :, :filled].repeat_interleave(copies, dim=1)
+            setattr(other, name, new)
         return other
 
 
@@ -137,7 +139,7 @@ class GPTPrior(ModelMixin, ConfigMixin):
         """
         cache = KVCache(self, len(text_ids))
         x = self._blocks(self._embed_text(text_ids), [(cache, 0)])
-        return cache.repeat(copies), self._logits(x[:, -1]).repeat_interleave(copies, dim=0)
+        return cache.repeat(copies, self.config.text_length), self._logits(x[:, -1]).repeat_interleave(copies, dim=0)
 
     def decode(self, steps: list[tuple[torch.Tensor, KVCache, int]]) -> list[torch.Tensor]:
         """For each (image_ids [B], cache, position), each row's image token `position`: logits [B, V] of the next one.

@@ -36,13 +36,14 @@ def keep_top_p(logits: torch.Tensor, p: float) -> torch.Tensor:
 def sample(
     logits: torch.Tensor, uniforms: torch.Tensor, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0
 ) -> torch.Tensor:
-    """Tokens [B], by the inverse of the cumulative distribution at `uniforms` [B]. Temperature 0 is greedy."""
+    """Tokens [B], by the inverse of the cumulative distribution at `uniforms` [B], in their dtype. Temperature 0 is
+    greedy."""
     if temperature == 0 or top_k == 1:
         return logits.argmax(dim=-1)
     ids = top_k_ids(logits, top_k) if 0 < top_k < logits.shape[-1] else None
     if ids is not None:  # from here on k numbers a row, not the whole vocabulary
         logits = logits.gather(-1, ids)
-    cumulative = keep_top_p(logits.double() / temperature, top_p).softmax(dim=-1).cumsum(dim=-1)  # [B, V or k]
+    cumulative = keep_top_p(logits.to(uniforms.dtype) / temperature, top_p).softmax(dim=-1).cumsum(dim=-1)  # [B, V or k]
     # Scaled by the last value, which is 1 up to rounding: the result is always a token of some probability.
     target = uniforms[:, None] * cumulative[:, -1:]
     chosen = torch.searchsorted(cumulative, target, right=True).clamp(max=logits.shape[-1] - 1)
