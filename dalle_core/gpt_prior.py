@@ -34,17 +34,18 @@ class KVCache:
         return other
 
 
-def causal_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-    """softmax(q k / sqrt(D)) v of whole sequences, each [B, H, T, D]; a position sees itself and those before it.
+def attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, causal: bool) -> torch.Tensor:
+    """softmax(q k / sqrt(D)) v, each [B, H, T, D]; causal: position i of q sees the positions up to i of k.
 
-    On a CPU by plain products: the backward pass of its fused kernel takes several times as long, and training is
-    what reads whole sequences.
+    On a CPU by plain products. The fused kernel's result depends on the thread that a row falls to (seen on AMD), and so
+    on what stands beside it; and its backward pass takes several times as long.
     """
     if q.device.type != "cpu":
-        return F.scaled_dot_product_attention(q, k, v, is_causal=True)
-    later = q.new_full((q.shape[2], q.shape[2]), -torch.inf).triu(1)
-    weights = torch.softmax((q * q.shape[-1] ** -0.5) @ k.mT + later, dim=-1)
-    return weights.to(v.dtype) @ v
+        return F.scaled_dot_product_attention(q, k, v, is_causal=causal)
+    scores = (q * q.shape[-1] ** -0.5) @ k.mT  # [B, H, T, S]
+    if causal:
+        scores = scores + q.new_full(scores.shape[-2:], -torch.inf).triu(1)
+    return torch.softmax(scores, dim=-1).to(v.dtype) @ v
 
 
 class Attention(nn.Module):
@@ -61,16 +62,14 @@ class Attention(nn.Module):
         """
         q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)  # each [B, H, T, D]
         if not caches:
-            return self.proj(causal_attention(q, k, v).transpose(1, 2).flatten(2))  # [B, T, H*D]
+            return self.proj(attention(q, k, v, causal=True).transpose(1, 2).flatten(2))  # [B, T, H*D]
         groups, row = [], 0
         for cache, start in caches:
             rows, end = slice(row, row + cache.k.shape[1]), start + x.shape[1]
             cache.k[layer, :, :, start:end] = k[rows]
             cache.v[layer, :, :, start:end] = v[rows]
             # A single query sees all that is cached; several start at position 0 and are causal.
-            y = F.scaled_dot_product_attention(
-                q[rows], cache.k[layer, :, :, :end], cache.v[layer, :, :, :end], is_causal=x.shape[1] > 1
-            )
+            y = attention(q[rows], cache.k[layer, :, :, :end], cache.v[layer, :, :, :end], causal=x.shape[1] > 1)
             groups.append(y.transpose(1, 2).flatten(2))
             row = rows.stop
         groups.append(x.new_zeros(len(x) - row, *x.shape[1:]))  # the rows that fill the batch up

@@ -36,12 +36,13 @@ def find(folder: Path) -> dict[str, Path] | None:
 
 def convert(files: dict[str, Path]) -> dict:
     """The arguments of a DallePipeline, without CLIP."""
+    prior = convert_prior(read_torch(files["stage2"], "state_dict"), files["config"])
     return {
         "image_tokenizer": vqgan.convert(read_torch(files["stage1"], "state_dict"), pixels_from_zero=False),
         "text_tokenizer": text_tokenizer(files["vocab"], files["merges"]),
-        "prior": convert_prior(read_torch(files["stage2"], "state_dict"), files["config"]),
+        "prior": prior,
         "text_normalizer": None,
-        "defaults": DEFAULTS,
+        "defaults": DEFAULTS | {"top_k": min(DEFAULTS["top_k"], prior.config.image_vocab_size)},
     }
 
 

@@ -44,7 +44,7 @@ def test_prompts_and_a_table_become_a_zip(page, gate, tmp_path):
 
 
 def test_stop_half_way_still_gives_the_zip_of_what_was_drawn(page, gate):
-    fill(page, "a red fox", 40)
+    fill(page, "a red fox", 200)  # many: a fast machine must not be done before it is stopped
     gate.open.clear()
     page.locator("#augment").click()
     expect(page.locator("#augment-status")).to_contain_text("Drawing", timeout=30_000)
@@ -53,14 +53,14 @@ def test_stop_half_way_still_gives_the_zip_of_what_was_drawn(page, gate):
     expect(page.locator("#augmented .thumbnail-item").first).to_be_visible(timeout=30_000)  # the first sixteen
     gate.open.clear()
     page.wait_for_timeout(500)
-    if "40 pictures drawn" in page.locator("#augment-status").inner_text():
+    if "200 pictures drawn" in page.locator("#augment-status").inner_text():
         pytest.fail("the run was over before it could be stopped")
     gate.closed.clear()
     page.locator("#augment-stop").click()
     expect(page.locator("#augment-status")).to_contain_text("Stopped", timeout=30_000)
     assert is_closed(page, gate), "the sampling went on after Stop"
     metadata, names = unpacked(page)
-    assert len(metadata) in (16, 32) and len(names) == len(metadata) + 2
+    assert 16 <= len(metadata) < 200 and len(metadata) % 16 == 0 and len(names) == len(metadata) + 2
     gate.open.set()
     fill(page, "two apples", 2)  # the page goes on, and forgets the run before
     page.locator("#augment").click()
