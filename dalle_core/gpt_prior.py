@@ -38,7 +38,7 @@ def attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, causal: bool) -
     """softmax(q k / sqrt(D)) v, each [B, H, T, D]; causal: position i of q sees the positions up to i of k.
 
     On a CPU by plain products. The fused kernel's result depends on the thread that a row falls to (seen on AMD), and so
-    on what stands beside it; and its backward pass takes several times as long.
+    on what stands beside it; and its backward pass is slower.
     """
     if q.device.type != "cpu":
         return F.scaled_dot_product_attention(q, k, v, is_causal=causal)

@@ -258,8 +258,8 @@ def charge_for_rate(model: VQModel, pixels: torch.Tensor, rate: float) -> VQMode
 
         k = argmin_k |z_e - e_k|^2 - lambda log p(k),        lambda = rate * mean |z_e - e|^2
 
-    Of codes that decode to nearly the same, the common one is taken, so that things look alike in tokens too: a prior
-    has a quarter fewer nats to learn, for a fraction of a dB. `pixels` [N, 3, H, W] show how often codes are used.
+    Of codes that decode to nearly the same, the common one is taken, so that things look alike in tokens too, and a
+    prior has less to learn. `pixels` [N, 3, H, W] show how often codes are used.
 
     The price is one more dimension of the codebook, in which the encoder's vectors are 0 and code k is
     sqrt(-lambda log p(k)), so that the nearest code in the plain sense is the cheapest: any VQModel code reads it.
