@@ -22,8 +22,8 @@ def create_demo(models: Models, together: int = 4) -> gr.Blocks:
         with gr.Tabs(elem_id="tabs") as tabs:
             with gr.Tab("Create", id="create"):
                 to_complete, chosen, prompt, save_recipe, dropped = create.build(models, demo, together)
-            with gr.Tab("Complete", id="complete"):
-                picture, words, opening = complete.build(models, together, save_recipe)
+            with gr.Tab("Complete", id="complete") as tab:
+                picture, words, opening = complete.build(models, together, save_recipe, tab)
             with gr.Tab("Tokens", id="tokens"):
                 tokens.build(models)
             with gr.Tab("Recognise", id="recognise"):

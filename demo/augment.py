@@ -93,7 +93,9 @@ def build(models: Models, together: int) -> None:
                 label="And those of a CSV or TXT", file_types=[".csv", ".txt"], type="filepath", height=165,
                 elem_id="augment-file",
             )  # fmt: skip
-            count = gr.Slider(1, 100, 4, step=1, label="Pictures of each prompt", elem_id="augment-count")
+            count = run.bounded(
+                gr.Slider(1, 100, 4, step=1, label="Pictures of each prompt", elem_id="augment-count")
+            )
             with gr.Row():
                 threshold = gr.Textbox(  # an empty gr.Number sends 0
                     label="Least CLIP score", placeholder="keep all", info="from -1 to 1", max_lines=1,
@@ -118,7 +120,7 @@ def build(models: Models, together: int) -> None:
         of a picture that is kept (empty: any); the base seed (empty: a new one). Outputs: gallery, status, zip."""
         started = shown_at = time.monotonic()
         try:
-            rows = asked_for(prompts, file, int(count))
+            rows = asked_for(prompts, file, count)
             least = parse_threshold(threshold)
             asked = run.parse_seed(seed, keep=True)
             asked = secrets.randbelow(2**32) if asked is None else asked

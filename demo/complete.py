@@ -63,8 +63,8 @@ def shown_kept(pipe, tokens: list[list[int]], keep: list[list[bool]]) -> Image.I
     return with_grid(pipe, Image.composite(image, pale, mask), None)
 
 
-def build(models: Models, together: int, save_recipe: gr.Checkbox):
-    """Adds the tab; save_recipe: the page's switch. Returns (the component that takes a picture, the prompt, the event
+def build(models: Models, together: int, save_recipe: gr.Checkbox, tab: gr.Tab):
+    """Fills `tab`; save_recipe: the page's switch. Returns (the component that takes a picture, the prompt, the event
     handler that opens a picture and its outputs), for other tabs to fill."""
     pipe = models.pipe
     tokens, keep = gr.State(None), gr.State(None)  # of the picture, [grid][grid]
@@ -78,9 +78,9 @@ def build(models: Models, together: int, save_recipe: gr.Checkbox):
         with gr.Column():
             upload = picture_input("Picture", "complete-picture", 220)
             side = gr.Radio(EDGES, value="top", label="Keep", elem_id="side")
-            rows = gr.Slider(
+            rows = run.bounded(gr.Slider(
                 0, pipe.grid_size, pipe.grid_size // 2, step=1, label="Cells from the edge", elem_id="rows",
-            )  # fmt: skip
+            ))  # fmt: skip
             brush = gr.Radio(list(BRUSHES), value="one cell", label="The brush", elem_id="brush")
         with gr.Column():
             view = gr.Image(
@@ -89,7 +89,7 @@ def build(models: Models, together: int, save_recipe: gr.Checkbox):
             )  # fmt: skip
     with gr.Row(elem_id="complete-row"):
         prompt = gr.Textbox(label="Prompt", elem_id="complete-prompt", max_lines=1, max_length=run.MAX_PROMPT, scale=4)
-        count = gr.Slider(1, pipe.max_candidates, 8, step=1, label="Candidates", scale=2)
+        count = run.bounded(gr.Slider(1, pipe.max_candidates, 8, step=1, label="Candidates", scale=2))
         seed = gr.Textbox(
             label="Seed", placeholder="new each time", max_lines=1, elem_id="complete-seed", scale=1, min_width=120
         )
@@ -152,7 +152,7 @@ def build(models: Models, together: int, save_recipe: gr.Checkbox):
         except InputError as error:
             raise run.sentence(error) from None
         with closing(run.draw(
-            models, models.source, gallery.GRADIO_CACHE, prompt, asked, save_recipe, num_candidates=int(count),
+            models, models.source, gallery.GRADIO_CACHE, prompt, asked, save_recipe, num_candidates=count,
             image_tokens=torch.tensor(tokens), keep=torch.tensor(keep), preview_every=run.preview_every(pipe),
         )) as steps:  # fmt: skip
             for update in steps:
@@ -187,6 +187,18 @@ def build(models: Models, together: int, save_recipe: gr.Checkbox):
         ended(run.stopped, progress, progress, queue=False, show_progress="hidden", api_visibility="private")
     stop.click(None, cancels=[event], queue=False, api_visibility="private")
     entry.change(None, entry, None, js="(text) => { dalleHistory.save(text); }", api_visibility="private")
+    built_with = models.source
+
+    def fitted(rows, count):
+        """The sliders' ends as the model needs them that was chosen since."""
+        if models.source == built_with or models.pipe is None:
+            return gr.skip(), gr.skip()
+        ends = models.pipe.grid_size, models.pipe.max_candidates
+        return [gr.update(maximum=end, value=min(value, end)) for value, end in zip((rows, count), ends)]
+
+    tab.select(
+        fitted, [rows, count], [rows, count], queue=False, show_progress="hidden", api_visibility="private"
+    )  # fmt: skip
 
     def choose(paths, event: gr.SelectData):
         return paths[event.index] if event.index < len(paths) else gr.skip()

@@ -16,7 +16,7 @@ from demo.models import Models, labelled
 from demo.models import facts as model_facts
 from demo.permalink import NAMES, read_query
 from demo.pictures import enlarge, save_png
-from demo.pool import ALL, BEST, RANKED, SAMPLED, facts, gallery_items, in_order
+from demo.pool import RANKED, SAMPLED, facts, gallery_items, in_order
 from demo.run import MAX_PROMPT, parse_seed, preview_every, said
 from demo.uploads import read_recipe
 
@@ -100,7 +100,10 @@ def build(models: Models, demo: gr.Blocks, together: int) -> None:
                 order = gr.Radio(
                     [RANKED, SAMPLED], value=RANKED, show_label=False, label="Order", elem_id="order", container=False, scale=3
                 )
-                best = gr.Radio(BEST, value=ALL, label="Show the best", elem_id="best", scale=2)
+                best = gr.Slider(
+                    1, pipe.max_candidates, pipe.max_candidates, step=1, label="Show the best", elem_id="best", scale=2,
+                    min_width=200, buttons=[],
+                )  # fmt: skip
                 rejected = gr.Checkbox(False, label="The rejected", elem_id="rejected", scale=1, min_width=120)
             empty = gr.HTML(EMPTY)
             gallery = gr.Gallery(
@@ -140,30 +143,30 @@ def build(models: Models, demo: gr.Blocks, together: int) -> None:
     use_prompt = gr.Button(elem_id="history-prompt", elem_classes="offstage")
 
     inputs = [prompt, negative, candidates, seed, keep_seed, temperature, top_k, top_p, guidance, every, order, drawn, model,
-              best, save_recipe]  # fmt: skip
+              save_recipe]  # fmt: skip
     shown = {
         "gallery": gallery, "kept": kept, "seed": seed, "progress": progress, "notice": notice, "empty": empty,
         "detail": detail, "chosen": chosen, "table": table, "download": download, "download_all": download_all, "stop": stop, "drawn": drawn,
-        "path": path, "entry": entry, "rejected": rejected,
+        "path": path, "entry": entry, "best": best, "rejected": rejected,
     }  # fmt: skip
 
     def update(**changes):
         """The values of `shown`: what is named changes, the rest stays."""
         return [changes.get(name, gr.skip()) for name in shown]
 
-    def grid(items, order, best, archive, **more):
+    def grid(items, order, archive, **more):
         """`update` with a whole pool on show, its best one chosen."""
         first = items[0]
         ranks = "ranked" if order == RANKED else []
         return update(
-            gallery=gr.update(value=gallery_items(items, order, best), visible=True, elem_classes=ranks), kept=items,
+            gallery=gr.update(value=gallery_items(items, order), visible=True, elem_classes=ranks), kept=items,
             empty=gr.update(visible=False), detail=gr.update(visible=True), chosen=first["path"], path=first["path"],
             table=facts(first, items), download=first["path"], download_all=str(archive),
-            rejected=False, **more,
+            best=gr.update(maximum=len(items), value=len(items)), rejected=False, **more,
         )  # fmt: skip
 
     def draw(prompt, negative, candidates, seed, keep_seed, temperature, top_k, top_p, guidance, every, order, drawn, model,
-             best=ALL, save_recipe=True):  # fmt: skip
+             save_recipe=True):  # fmt: skip
         """Streams the grid of each prompt, one a line. Outputs: gallery, seed, status and details of the best candidate."""
         try:
             asked = parse_seed(seed, keep_seed, drawn)
@@ -176,12 +179,12 @@ def build(models: Models, demo: gr.Blocks, together: int) -> None:
         except (InputError, TypeError, ValueError) as error:
             raise run.sentence(error) from None
         for line in lines:
-            yield from draw_one(line, asked, settings, model, order, best, save_recipe)
+            yield from draw_one(line, asked, settings, model, order, save_recipe)
         if len(lines) > 1:
             said = f"{len(lines)} prompts were drawn. This is the last; the others are in the history below."
             yield update(notice=f'<div class="notice">{said}</div>')
 
-    def draw_one(text, asked, settings, model, order, best, save_recipe, before=()):
+    def draw_one(text, asked, settings, model, order, save_recipe, before=()):
         """One prompt; the new candidates join those of the pool `before`, which stays on show meanwhile."""
         with closing(run.draw(models, model, gallery.GRADIO_CACHE, text, asked, save_recipe, **settings)) as steps:
             for step in steps:
@@ -204,11 +207,11 @@ def build(models: Models, demo: gr.Blocks, together: int) -> None:
         except OSError as error:
             raise gr.Error(f"The pictures could not be zipped: {error.strerror or error}.", print_exception=False) from None
         # The notice again: a client of the endpoint reads only this last update.
-        yield grid(items, order, best, archive, notice=step.cut, progress=step.line, entry=history.to_entry(items),
+        yield grid(items, order, archive, notice=step.cut, progress=step.line, entry=history.to_entry(items),
                    stop=gr.update(interactive=False))  # fmt: skip
 
     def draw_like(prompt, negative, candidates, seed, keep_seed, temperature, top_k, top_p, guidance, every, order, drawn,
-                  model, best, save_recipe, items, path):  # fmt: skip
+                  model, save_recipe, items, path):  # fmt: skip
         """Variations: half of the chosen picture's tokens are kept."""
         try:
             like = next(item for item in items if item["path"] == path)
@@ -224,9 +227,9 @@ def build(models: Models, demo: gr.Blocks, together: int) -> None:
         except StopIteration:
             raise gr.Error("Choose a picture first.", print_exception=False) from None
         text = like["request"]["prompt"] if "\n" in (prompt or "").strip() else prompt  # several prompts: the picture's own
-        yield from draw_one(text, asked, settings, model, order, best, save_recipe)
+        yield from draw_one(text, asked, settings, model, order, save_recipe)
 
-    def draw_more(items, model, order, best, save_recipe):
+    def draw_more(items, model, order, save_recipe):
         """More candidates of the pool's own prompt and settings, with the next seed."""
         if not items:
             raise gr.Error("Draw something first.", print_exception=False)
@@ -243,7 +246,7 @@ def build(models: Models, demo: gr.Blocks, together: int) -> None:
         if following >= 2**63:
             raise gr.Error("There is no seed after this one: choose a smaller one.", print_exception=False)
         settings = request["settings"] | {"negative_prompt": request["negative_prompt"]}
-        yield from draw_one(request["prompt"], following, settings, model, order, best, save_recipe, before=items)
+        yield from draw_one(request["prompt"], following, settings, model, order, save_recipe, before=items)
 
     def open_entry(text, model, order, save_recipe):
         """An entry of the history, drawn again from its tokens."""
@@ -260,15 +263,15 @@ def build(models: Models, demo: gr.Blocks, together: int) -> None:
             log.exception("opening an entry failed")
             raise gr.Error("Opening it failed. The server's log says why.", print_exception=False) from None
         line = said(f"{total} candidates from the history")
-        yield grid(items, order, ALL, pool.archive(items, gallery.GRADIO_CACHE, save_recipe), progress=line, notice="",
+        yield grid(items, order, pool.archive(items, gallery.GRADIO_CACHE, save_recipe), progress=line, notice="",
                    seed=str(items[0]["seed"]), drawn="", stop=gr.update(interactive=False)) + [
-            request["prompt"], request["negative_prompt"], *(request["settings"][name] for name in SETTINGS), ALL,
+            request["prompt"], request["negative_prompt"], *(request["settings"][name] for name in SETTINGS),
         ]  # fmt: skip
 
     def finish(progress):
         return run.stopped(progress), gr.update(interactive=False)
 
-    restored = [prompt, negative, candidates, temperature, top_k, top_p, guidance, best]
+    restored = [prompt, negative, candidates, temperature, top_k, top_p, guidance]
     outputs = list(shown.values())
     drawing = dict(
         fn=draw, inputs=inputs, outputs=outputs, show_progress="minimal", show_progress_on=progress,
@@ -285,7 +288,7 @@ def build(models: Models, demo: gr.Blocks, together: int) -> None:
     from_example = filled.then(api_visibility="private", **drawing)
     varied = vary.click(api_visibility="private", **drawing | {"fn": draw_like, "inputs": [*inputs, kept, path]})
     grown = more.click(
-        api_visibility="private", **drawing | {"fn": draw_more, "inputs": [kept, model, order, best, save_recipe]}
+        api_visibility="private", **drawing | {"fn": draw_more, "inputs": [kept, model, order, save_recipe]}
     )
     reopened = reopen.click(
         api_visibility="private", js="(...values) => [dalleHistory.asked(), ...values.slice(1)]",
@@ -388,7 +391,7 @@ def build(models: Models, demo: gr.Blocks, together: int) -> None:
         return gr.update(value=gallery_items(items, order, best, rejected), elem_classes=ranks)
 
     gr.on(
-        [order.change, best.change, rejected.change], reorder, [kept, order, best, rejected], gallery, queue=False,
+        [order.input, best.input, rejected.input], reorder, [kept, order, best, rejected], gallery, queue=False,
         show_progress="hidden", trigger_mode="always_last", api_visibility="private",
     )  # fmt: skip
 

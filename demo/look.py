@@ -86,9 +86,8 @@ CSS = """
   color: #fff; }
 :is(#gallery, #completions).ranked .grid-container > :first-child .caption-label { background: #d9480f; }
 #order-row { align-items: center; gap: .5rem 1.5rem; }
-#order, #best, #rejected, #order-row .form { background: transparent; padding: 0; flex: 0 1 auto; max-width: 100%; }
-#best { display: flex; flex-wrap: wrap; min-width: 0 !important; align-items: center; gap: .3rem .8rem; }
-#best > span { margin: 0; }
+#order, #rejected, #order-row .form { background: transparent; padding: 0; flex: 0 1 auto; max-width: 100%; }
+#best { max-width: 24rem; padding: 0; background: transparent; }
 footer .divider { display: none; }  /* Gradio's, after the last link */
 #augmented { background: transparent; }
 #augmented .grid-container { grid-template-rows: none !important; grid-auto-rows: auto !important; }

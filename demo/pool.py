@@ -15,8 +15,6 @@ from demo.permalink import query
 from demo.pictures import file_name
 
 RANKED, SAMPLED = "CLIP's order", "Order of sampling"
-ALL = "All"
-BEST = ["1", "4", "16", "64", ALL]  # how many of the pool are shown
 MAX_POOL = 256  # candidates; "More" stops there
 
 
@@ -40,14 +38,13 @@ def label(item: dict) -> str:
     return f"#{item['rank']} · {item['score']:.3f}{seed}"
 
 
-def in_order(items: list[dict], order: str, best: str, rejected: bool = False) -> list[dict]:
+def in_order(items: list[dict], order: str, best: int = MAX_POOL, rejected: bool = False) -> list[dict]:
     """The `best` candidates by rank, or with `rejected` the others, in the order that is asked for."""
-    count = int(best) if best in BEST[:-1] else len(items)
-    shown = [item for item in items if (item["rank"] > count) == bool(rejected)]
+    shown = [item for item in items if (item["rank"] > best) == bool(rejected)]
     return shown if order == RANKED else sorted(shown, key=lambda item: (item["seed"], item["index"]))
 
 
-def gallery_items(items: list[dict], order: str, best: str = ALL, rejected: bool = False) -> list[tuple[str, str]]:
+def gallery_items(items: list[dict], order: str, best: int = MAX_POOL, rejected: bool = False) -> list[tuple[str, str]]:
     return [(item["path"], label(item)) for item in in_order(items, order, best, rejected)]
 
 

@@ -8,6 +8,7 @@ import torch
 from PIL import Image, ImageDraw, ImageOps
 
 from dalle_core import InputError, image_tokenizer
+from demo import run
 from demo.models import Models
 from demo.pictures import enlarge
 from demo.uploads import open_picture, picture_input, read_recipe
@@ -71,6 +72,7 @@ def figures(pipe, tokens: list[list[int]], psnr: float | None) -> str:
 def build(models: Models) -> None:
     tokens = gr.State(None)  # of the picture on show, [grid][grid]
     cell = gr.State(None)  # (row, column) that was clicked
+    picture = gr.State(None)  # the picture that was handed in, as the image tokenizer sees it
     gr.Markdown(
         "Every picture the model draws is a grid of tokens, numbers of a codebook. Hand in a picture to see what becomes of "
         "it; click a cell to read its token, change the number and watch the pixels change."
@@ -94,22 +96,29 @@ def build(models: Models) -> None:
             alt_text="Where the reconstruction is off (dark)",
         )  # fmt: skip
 
+    def compared(original, grid, cell):
+        """What is shown of a picture and of the tokens that are to stand for it: the values of `comparison`."""
+        pipe = models.pipe
+        decoded = pipe.decode(torch.tensor(grid))
+        off, psnr = error_map(original, decoded)
+        return [
+            grid, with_grid(pipe, decoded, cell), (enlarge(original), enlarge(decoded)), enlarge(off),
+            figures(pipe, grid, psnr),
+        ]  # fmt: skip
+
+    comparison = [tokens, shown, slider, wrong, table]
+
     def reconstruct(path):
         """A picture -> its tokens and its reconstruction."""
         pipe = models.pipe
         try:
             original = square(pipe, open_picture(path))
-            grid = pipe.encode(original)
-            decoded = pipe.decode(grid)
+            values = compared(original, pipe.encode(original).tolist(), None)
         except InputError as error:
-            raise gr.Error(str(error), duration=10, print_exception=False) from None
-        off, psnr = error_map(original, decoded)
-        return [
-            grid.tolist(), None, with_grid(pipe, decoded, None), (enlarge(original), enlarge(decoded)), enlarge(off),
-            figures(pipe, grid.tolist(), psnr), gr.update(value=None, interactive=False), gr.update(interactive=False),
-        ]  # fmt: skip
+            raise run.sentence(error) from None
+        return [*values, None, original, gr.update(value=None, interactive=False), gr.update(interactive=False)]
 
-    outputs = [tokens, cell, shown, slider, wrong, table, number, change]
+    outputs = [*comparison, cell, picture, number, change]
     upload.input(reconstruct, upload, outputs, api_name="reconstruct")
 
     def click(grid, event: gr.SelectData):
@@ -120,27 +129,29 @@ def build(models: Models) -> None:
         side = enlarge(Image.new("RGB", (pipe.image_size,) * 2)).width / pipe.grid_size
         row, column = (min(int(value / side), pipe.grid_size - 1) for value in (y, x))
         decoded = pipe.decode(torch.tensor(grid))
-        maximum = pipe.codebook_size - 1
         return [
             (row, column), with_grid(pipe, decoded, (row, column)),
-            gr.update(value=grid[row][column], interactive=True, minimum=0, maximum=maximum), gr.update(interactive=True),
+            gr.update(value=grid[row][column], interactive=True), gr.update(interactive=True),
         ]  # fmt: skip
 
     shown.select(click, tokens, [cell, shown, number, change], show_progress="hidden", api_visibility="private")
 
-    def replace(grid, cell, value):
+    def replace(original, grid, cell, value):
+        """Another token in the clicked cell."""
         pipe = models.pipe
         if not grid or not cell:
-            return [gr.skip()] * 3
+            return [gr.skip()] * len(comparison)
         row, column = cell
-        grid[row][column] = int(value or 0)
         try:
-            decoded = pipe.decode(torch.tensor(grid))
+            if value is None or not 0 <= value < pipe.codebook_size:
+                raise InputError(f"A token of this model is a whole number from 0 to {pipe.codebook_size - 1}.")
+            changed = [list(line) for line in grid]
+            changed[row][column] = int(value)
+            return compared(original, changed, cell)
         except InputError as error:
-            raise gr.Error(str(error), duration=10, print_exception=False) from None
-        return grid, with_grid(pipe, decoded, (row, column)), figures(pipe, grid, None)
+            raise run.sentence(error) from None
 
     gr.on(
-        [change.click, number.submit], replace, [tokens, cell, number], [tokens, shown, table], show_progress="hidden",
+        [change.click, number.submit], replace, [picture, tokens, cell, number], comparison, show_progress="hidden",
         api_visibility="private",
     )  # fmt: skip

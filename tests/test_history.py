@@ -118,8 +118,8 @@ def test_pools_merge_and_show_the_best_or_the_rejected(items):
     assert [item["rank"] for item in merged] == list(range(1, 9)) and {item["pool"] for item in merged} == {kept[0]["pool"]}
     assert len({pool.label(item) for item in merged}) == 8 and "seed 7" in "".join(map(pool.label, merged))
     assert "seed" not in pool.label(kept[0])
-    shown, others = pool.in_order(merged, pool.RANKED, "4"), pool.in_order(merged, pool.RANKED, "4", True)
-    assert shown == merged[:4] and others == merged[4:] and pool.in_order(merged, pool.RANKED, pool.ALL, True) == []
+    shown, others = pool.in_order(merged, pool.RANKED, 4), pool.in_order(merged, pool.RANKED, 4, True)
+    assert shown == merged[:4] and others == merged[4:] and pool.in_order(merged, pool.RANKED, 8, True) == []
     assert pool.plot(merged, merged[0]).count("<line") == 8 and pool.plot(merged[:1], merged[0]) == ""
 
 

@@ -50,7 +50,8 @@ def test_several_prompts_and_more(page, gate):
     assert len(set(captions(page))) == 8
     expect(page.locator("#history-count")).to_have_text("2")
     assert sorted(len(entry["candidates"]) for entry in entries(page)) == [4, 8]
-    page.locator("#best").get_by_label("4", exact=True).check()
+    expect(page.locator("#best input[type=number]")).to_have_value("8")  # the whole pool
+    page.locator("#best input[type=number]").fill("4")
     expect(page.locator("#gallery .caption-label")).to_have_count(4)
     page.get_by_label("The rejected").check()
     expect(page.locator("#gallery .caption-label").first).to_contain_text("#5")
