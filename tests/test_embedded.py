@@ -57,9 +57,9 @@ def test_a_tile_goes_on_at_its_edges(pipe):
 
 
 def test_it_recognises_what_it_knows_by_name(pipe):
-    assert len(pipe.config.labels) > 900
-    image = pipe("a red circle", num_candidates=8, seed=0).candidates[0].image
-    assert "red circle" in [label.text for label in pipe.recognise(image)[:10]]
+    assert len(pipe.config.labels) > 400
+    image = pipe("a strawberry", num_candidates=8, seed=0).candidates[0].image
+    assert "strawberry" in [label.text for label in pipe.recognise(image)[:10]]
 
 
 def test_every_example_fits_and_draws(pipe):

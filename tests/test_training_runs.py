@@ -174,6 +174,14 @@ def test_prior_learns_one_batch():
     assert losses[-1] < 0.3 * losses[0]
 
 
+def test_what_the_prior_reads_has_mistakes():
+    tokens = torch.arange(4000).view(4, 1000)
+    read = prior_training.with_mistakes(tokens, 0.1, torch.Generator().manual_seed(0))
+    wrong = read != tokens
+    assert 0.08 < wrong.float().mean() < 0.12
+    assert torch.equal(read[wrong], tokens.roll(1, 0)[wrong])  # tokens of the same place in another picture
+
+
 def test_muon_orthogonalises_and_keeps_its_momentum():
     torch.manual_seed(0)
     for shape in ((8, 20), (20, 8)):

@@ -21,11 +21,11 @@ EXAMPLES = [
     "a smiling face with sunglasses",
     "a red apple on a light blue background",
     "a fox and a banana on a purple background",
-    "a mount fuji",
+    "mount fuji",
     "a beach with umbrella in noto style",
     "一只猫",
     "粉色背景上的草莓",
-    "a letter a",
+    "a pizza in fluent style",
     "two penguins",
 ]
 

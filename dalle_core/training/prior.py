@@ -7,7 +7,8 @@ factorises their probability given the caption c, as in the DALL·E paper (Rames
 
 It is trained to make this large: cross-entropy of every token given those before. One caption in ten is replaced by
 the null prompt "", so that one model learns p(t | c) and p(t), which is what guidance needs (Ho and Salimans 2022,
-arXiv 2207.12598).
+arXiv 2207.12598). One token in ten of those it reads is replaced by another picture's (as taming-transformers' `pkeep`
+does, Esser et al. 2021): while sampling it reads its own mistakes, and should then trust the caption and the rest.
 
 Pictures are encoded once, into `tokens.pt`; their captions are worded anew every time they come by.
 `python -m dalle_core.training.prior --help` trains one; started again with the same `--out`, it goes on.
@@ -34,6 +35,7 @@ from dalle_core.training.muon import Muon, step_at
 from dalle_core.training.state import RunState, learning_rate
 
 NULL_SHARE = 0.1  # of captions replaced by the null prompt
+WRONG_SHARE = 0.1  # of the tokens read, not of those predicted
 
 
 @torch.no_grad()
@@ -71,16 +73,25 @@ def optimizers(prior: GPTPrior, peak: float, dtype=torch.float32) -> list[torch.
     ]
 
 
-def prior_loss(prior, text_ids: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
-    """Mean cross-entropy in nats a token. text_ids [B, text_length], tokens [B, image_length]."""
-    logits = prior(text_ids, tokens[:, :-1])  # [B, image_length, V]
+def prior_loss(prior, text_ids: torch.Tensor, tokens: torch.Tensor, read: torch.Tensor | None = None) -> torch.Tensor:
+    """Mean cross-entropy in nats a token. text_ids [B, text_length], tokens [B, image_length].
+
+    `read`: what the prior reads in their place, when that differs.
+    """
+    logits = prior(text_ids, (tokens if read is None else read)[:, :-1])  # [B, image_length, V]
     return F.cross_entropy(logits.flatten(0, 1).float(), tokens.flatten())
 
 
-def train_step(prior, optimizers, text_ids, tokens, rate: float, dtype=torch.float32) -> torch.Tensor:
-    """One step at `rate` times the optimizers' peak learning rates. Returns the loss before it."""
+def with_mistakes(tokens: torch.Tensor, share: float, generator: torch.Generator) -> torch.Tensor:
+    """`tokens` [B, N] with that share of them replaced by what stands there in the picture before in the batch."""
+    wrong = torch.rand(tokens.shape, generator=generator) < share
+    return torch.where(wrong, tokens.roll(1, 0), tokens)
+
+
+def train_step(prior, optimizers, text_ids, tokens, rate: float, dtype=torch.float32, read=None) -> torch.Tensor:
+    """One step at `rate` times the optimizers' peak learning rates; `read` as in `prior_loss`. Returns the loss before it."""
     with torch.autocast(tokens.device.type, dtype, enabled=dtype != torch.float32):
-        loss = prior_loss(prior, text_ids, tokens)
+        loss = prior_loss(prior, text_ids, tokens, read)
     for optimizer in optimizers:
         optimizer.zero_grad(set_to_none=True)
     loss.backward()
@@ -91,7 +102,8 @@ def train_step(prior, optimizers, text_ids, tokens, rate: float, dtype=torch.flo
 
 
 def draw_batch(dataset, tokenizer, pool, text_length: int, batch_size: int, step: int, seed: int):
-    """The batch of step `step`: (text ids [B, text_length], tokens [B, image_length]), from (seed, step) alone."""
+    """The batch of step `step`, from (seed, step) alone: text ids [B, text_length], tokens [B, image_length], and the
+    tokens as they are read, with their mistakes."""
     indices, texts, orders = [], [], {}
     for k in range(batch_size):
         epoch, offset = divmod(step * batch_size + k, len(pool))
@@ -103,7 +115,8 @@ def draw_batch(dataset, tokenizer, pool, text_length: int, batch_size: int, step
     generator = torch.Generator().manual_seed(seed * 7_368_787 + step)
     dropped = torch.rand(batch_size, generator=generator) < NULL_SHARE
     texts = ["" if drop else text for text, drop in zip(texts, dropped.tolist())]
-    return encode_prompts(tokenizer, texts, text_length), pool[indices].flatten(1).long()
+    tokens = pool[indices].flatten(1).long()
+    return encode_prompts(tokenizer, texts, text_length), tokens, with_mistakes(tokens, WRONG_SHARE, generator)
 
 
 @torch.no_grad()
@@ -144,11 +157,10 @@ def train(args: argparse.Namespace) -> None:
     dtype, mean = getattr(torch, args.dtype), None
     with open(args.out / "log.jsonl", "a") as log:
         for step in range(first, steps):
-            text_ids, tokens = draw_batch(
-                dataset, tokenizer, pool, args.text_length, args.batch_size, step, args.seed
-            )
+            batch = draw_batch(dataset, tokenizer, pool, args.text_length, args.batch_size, step, args.seed)
+            text_ids, tokens, read = (part.to(args.device) for part in batch)
             rate = learning_rate(step, steps, 1.0, warmup=50)
-            loss = train_step(forward, (muon, adamw), text_ids.to(args.device), tokens.to(args.device), rate, dtype)
+            loss = train_step(forward, (muon, adamw), text_ids, tokens, rate, dtype, read)
             mean = loss if mean is None else mean.lerp(loss, 0.02)
             bar.update()
             if step % 20 == 0:
@@ -172,10 +184,10 @@ def main() -> None:
     parser.add_argument("--text-tokenizer", default="runs/text_tokenizer", help="folder")
     parser.add_argument("--out", type=Path, default=Path("runs/prior"), help="state, logs, result")
     parser.add_argument("--pool", type=int, default=48_000, help="pictures to encode (at most the data set's)")
-    parser.add_argument("--samples", type=int, default=135_000, help="pictures to train on, over all epochs")
+    parser.add_argument("--samples", type=int, default=155_000, help="pictures to train on, over all epochs")
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--image-size", type=int, default=96)
-    parser.add_argument("--text-length", type=int, default=16, help="text positions, the end of the text included")
+    parser.add_argument("--text-length", type=int, default=20, help="text positions, the end of the text included")
     parser.add_argument("--layers", type=int, default=6)
     parser.add_argument("--heads", type=int, default=4)
     parser.add_argument("--hidden-size", type=int, default=256)
