@@ -61,6 +61,8 @@ def main() -> None:
         fail("set both DALLE_USER and DALLE_PASSWORD for a login, or neither.")
 
     # Only now: these take seconds, and --help or a wrong argument should not.
+    if os.environ.get("SPACES_ZERO_GPU"):
+        import spaces  # noqa: F401  before torch: it replaces parts of it
     import torch
 
     import dalle_core

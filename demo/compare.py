@@ -1,10 +1,8 @@
 """The Compare tab: an X/Y grid, one picture a cell, scored by CLIP."""
 
 import json
-import tempfile
 import time
 from contextlib import closing
-from pathlib import Path
 
 import gradio as gr
 from PIL import Image
@@ -12,7 +10,9 @@ from PIL import Image
 from dalle_core import InputError
 from dalle_core.compare import AXES, best, parse_axis, plan, sheet
 from demo import run
+from demo.gpu import on_gpu
 from demo.models import Models
+from demo.pictures import new_folder
 
 NOTHING = "–"
 
@@ -67,6 +67,7 @@ def build(models: Models, together: int) -> None:
         as_picture = gr.DownloadButton("Download the grid", elem_id="compare-png")
         as_json = gr.DownloadButton("Download as JSON", elem_id="compare-json")
 
+    @on_gpu(120)
     def compare(prompt, x, x_values, y, y_values, candidates, seed, negative_prompt):
         """Streams an X/Y grid of a prompt. x, y: what varies (prompt, seed, temperature, top_k, top_p, guidance_scale, or –);
         x_values, y_values: its values, separated by commas. Each cell is the best of `candidates` by CLIP."""
@@ -84,8 +85,7 @@ def build(models: Models, together: int) -> None:
                     models.pipe.stream(**numbers, **settings).close()
         except InputError as error:
             raise run.sentence(error) from None
-        Path(picture.GRADIO_CACHE).mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(dir=picture.GRADIO_CACHE))
+        folder = new_folder(picture.GRADIO_CACHE)
         pictures, scores, found, started = {}, {}, {}, time.monotonic()
         for done, cell in enumerate(cells):
             yield gr.skip(), status(done, len(cells), time.monotonic() - started), gr.skip(), gr.skip(), gr.skip()

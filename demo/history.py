@@ -8,7 +8,6 @@ one localStorage key each.
 import base64
 import json
 import math
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,7 +17,7 @@ import torch
 from dalle_core import InputError
 from demo import pool
 from demo.permalink import in_range, seed_in_range
-from demo.pictures import enlarge, save_png
+from demo.pictures import enlarge, new_folder, save_png
 from demo.run import MAX_PROMPT
 
 MAX_ENTRY = 2_000_000  # characters of JSON
@@ -98,8 +97,7 @@ def _candidate(row: dict, pipe) -> dict:
 
 def draw_again(entry: dict, pipe, cache: str, save_recipe: bool = True) -> Iterator[list[dict]]:
     """Decodes an entry's tokens; yields the pictures' items so far, the whole ranked pool last."""
-    Path(cache).mkdir(parents=True, exist_ok=True)
-    folder, request, items = Path(tempfile.mkdtemp(dir=cache)), entry["request"], []
+    folder, request, items = new_folder(cache), entry["request"], []
     for row in entry["candidates"]:
         tokens = row["tokens"].tolist()
         recipe = {key: request[key] for key in ("model", "revision", "varied", "prompt", "negative_prompt", "settings")}

@@ -137,10 +137,15 @@ footer .divider { display: none; }  /* Gradio's, after the last link */
 }
 """
 
-# Escape stops what the open tab draws, wherever the focus is.
+# Enter in a line of text starts what the open tab draws, Ctrl+Enter does from any field; Escape stops it, wherever the focus is.
 JS = """
 () => document.addEventListener("keydown", (event) => {
-  const stops = document.querySelectorAll(":is(#stop, #complete-stop, #compare-stop, #augment-stop):not([disabled])");
-  if (event.key === "Escape") [...stops].find((button) => button.checkVisibility())?.click();
+  if (event.isComposing || event.repeat) return;  // an input method has its own Enter and Escape
+  const press = (buttons) => [...document.querySelectorAll(buttons)].find((one) => !one.disabled && one.checkVisibility())?.click();
+  if (event.key === "Escape") press("#stop, #complete-stop, #compare-stop, #augment-stop");
+  const field = event.target.closest(".tabitem :is(input, textarea)");
+  if (event.key !== "Enter" || event.shiftKey || !field || field.closest("#prompt, #complete-prompt, #compare-prompt")) return;
+  // Those prompts Gradio submits itself.
+  if (field.matches("[type=text]") || event.ctrlKey || event.metaKey) press("#generate, #complete, #compare, #augment, #recognise");
 })
 """

@@ -5,6 +5,7 @@ import html
 import gradio as gr
 
 from dalle_core import InputError
+from demo.gpu import on_gpu
 from demo.models import Models
 from demo.uploads import open_picture, picture_input
 
@@ -53,6 +54,7 @@ def build(models: Models, together: int) -> None:
         with gr.Column():
             result = gr.HTML("", elem_id="recognised", elem_classes="figures", min_height=120)
 
+    @on_gpu(30)
     def recognise(path, labels):
         """A picture and labels (one a line) -> a table of how well each fits."""
         lines = [line for line in (labels or "")[:20_000].splitlines() if line.strip()]

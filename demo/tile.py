@@ -1,15 +1,14 @@
 """The seamless tile of a chosen picture: copies of it side by side show no edges."""
 
-import tempfile
-from pathlib import Path
-
 import gradio as gr
 from PIL import Image
 
 from dalle_core import InputError, ModelError
 from dalle_core.pictures import enlarge, file_name, png
 from demo import history, run
+from demo.gpu import on_gpu
 from demo.models import Models
+from demo.pictures import new_folder
 
 COPIES = 3  # a side, in the preview
 
@@ -34,6 +33,7 @@ def build(models: Models, button: gr.Button, kept: gr.State, path: gr.State) -> 
             download = gr.DownloadButton("Download the tile", elem_id="tile-download", min_width=120)
             close = gr.Button("Hide", elem_id="tile-hide", min_width=80)
 
+    @on_gpu(30)
     def make(items, path):
         try:
             item = next((item for item in items if item["path"] == path), None)
@@ -44,7 +44,7 @@ def build(models: Models, button: gr.Button, kept: gr.State, path: gr.State) -> 
                     name = item["request"]["model"]
                     raise InputError(f"This picture was drawn by the model {name!r}; choose that model first.")
                 tile = enlarge(pipe.tile(history.unpack(item["tokens"], pipe)))
-            folder = Path(tempfile.mkdtemp(dir=preview.GRADIO_CACHE))
+            folder = new_folder(preview.GRADIO_CACHE)
             name = file_name(item["request"]["prompt"], item["seed"], item["index"]).replace(".png", "_tile.png")
             # Without a recipe: dropped on the page, it would come back as the picture and not as the tile.
             (folder / name).write_bytes(png(tile, None))
