@@ -137,15 +137,17 @@ footer .divider { display: none; }  /* Gradio's, after the last link */
 }
 """
 
-# Enter in a line of text starts what the open tab draws, Ctrl+Enter does from any field; Escape stops it, wherever the focus is.
+# Enter in a line of text starts what the open tab draws, Ctrl+Enter does so in any field; Escape stops it anywhere.
 JS = """
 () => document.addEventListener("keydown", (event) => {
   if (event.isComposing || event.repeat) return;  // an input method has its own Enter and Escape
-  const press = (buttons) => [...document.querySelectorAll(buttons)].find((one) => !one.disabled && one.checkVisibility())?.click();
+  const press = (buttons) =>
+    [...document.querySelectorAll(buttons)].find((button) => !button.disabled && button.checkVisibility())?.click();
   if (event.key === "Escape") press("#stop, #complete-stop, #compare-stop, #augment-stop");
   const field = event.target.closest(".tabitem :is(input, textarea)");
-  if (event.key !== "Enter" || event.shiftKey || !field || field.closest("#prompt, #complete-prompt, #compare-prompt")) return;
-  // Those prompts Gradio submits itself.
-  if (field.matches("[type=text]") || event.ctrlKey || event.metaKey) press("#generate, #complete, #compare, #augment, #recognise");
+  if (event.key !== "Enter" || event.shiftKey || !field) return;
+  if (field.closest("#prompt, #complete-prompt, #compare-prompt")) return;  // Gradio submits these
+  if (field.matches("[type=text]") || event.ctrlKey || event.metaKey)
+    press("#generate, #complete, #compare, #augment, #recognise");
 })
 """

@@ -19,15 +19,22 @@ class Gate:
     def __init__(self, pipe):
         self.open, self.closed, self.stream = threading.Event(), threading.Event(), pipe.stream
         self.open.set()
+        self.begun = self.free = 0  # drawings that began; the number of those that a shut gate does not hold
         pipe.stream = self
+
+    def let(self, count):
+        """Shuts the gate behind the next `count` drawings."""
+        self.free = self.begun + count
+        self.open.clear()
 
     def __call__(self, *args, **kwargs):
         steps = self.stream(*args, **kwargs)  # checks its arguments at once
 
         def gated():
+            number, self.begun = self.begun, self.begun + 1
             try:
                 for step in steps:
-                    while step.index > step.total // 2 and not self.open.is_set():
+                    while step.index > step.total // 2 and number >= self.free and not self.open.is_set():
                         time.sleep(0.02)
                         yield step  # as a slow model would: the page can stop it between tokens
                     yield step
@@ -84,6 +91,7 @@ def served(tmp_path_factory):
 @pytest.fixture
 def gate(served):
     gate = served[1]
+    gate.free = 0
     gate.open.set()
     gate.closed.clear()
     yield gate

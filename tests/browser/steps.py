@@ -68,6 +68,15 @@ def drop(page, path):
     page.evaluate(DROP, [base64.b64encode(path.read_bytes()).decode(), path.with_suffix(".png").name])
 
 
+def is_held(page, gate) -> bool:
+    """Whether the drawing that `gate.let` holds has begun within ten seconds."""
+    for _ in range(500):
+        if gate.begun > gate.free:
+            return True
+        page.wait_for_timeout(20)
+    return False
+
+
 def is_closed(page, gate) -> bool:
     """Whether the sampling that the gate holds is stopped within ten seconds."""
     for _ in range(100):  # not gate.closed.wait: the page's requests go through this thread

@@ -3,7 +3,7 @@
 import pytest
 from playwright.sync_api import expect
 
-from tests.browser.steps import generate, open_tab, thumbnails
+from tests.browser.steps import generate, is_closed, is_held, open_tab, prompt, thumbnails
 
 TABS = ["Create", "Complete", "Tokens", "Recognise", "Compare", "Augment", "Model"]
 USED = {
@@ -54,6 +54,65 @@ def test_the_page_is_used_without_a_mouse(page, gate):
         page.keyboard.press("Tab")
     page.keyboard.press("Enter")
     expect(page.locator("#complete")).to_be_visible()
+
+
+def box(page, name):
+    return page.locator(f"#{name} textarea, #{name} input").first
+
+
+def ready_to_draw(page, gate, tab):
+    """Fills what the tab needs."""
+    if tab == "Complete":
+        generate(page, gate)
+        page.locator("#to-complete").click()
+        expect(page.locator("#kept-view img")).to_be_visible(timeout=10_000)
+        expect(box(page, "complete-prompt")).to_have_value("a red fox")
+        return
+    open_tab(page, tab)
+    if tab == "Create":
+        prompt(page).fill("a red fox")
+    elif tab == "Compare":
+        box(page, "compare-prompt").fill("a red fox")
+        box(page, "compare-x-values").fill("fox, apple")
+        box(page, "compare-y-values").fill("1, 3")
+    else:
+        box(page, "augment-prompts").fill("a red fox")
+
+
+@pytest.mark.parametrize("tab, focus, status, finished", [
+    ("Create", "seed", "status", "ranked by CLIP"),
+    ("Complete", "complete-prompt", "complete-status", "8 candidates"),
+    ("Complete", "complete-seed", "complete-status", "8 candidates"),
+    ("Compare", "compare-prompt", "compare-status", "4 cells"),
+    ("Compare", "compare-x-values", "compare-status", "4 cells"),
+    ("Augment", "augment-seed", "augment-status", "4 kept"),
+])  # fmt: skip
+def test_enter_starts_a_run_and_escape_stops_it(page, gate, tab, focus, status, finished):
+    ready_to_draw(page, gate, tab)
+    gate.let(0)
+    box(page, focus).press("Enter")
+    expect(page.locator(f"#{status}")).to_contain_text("Drawing", timeout=30_000)
+    assert is_held(page, gate)
+    gate.closed.clear()
+    page.keyboard.press("Escape")  # with the focus still in the box
+    assert is_closed(page, gate), "the sampling went on after Escape"
+    expect(page.locator(f"#{status}")).to_contain_text("Stopped", timeout=30_000)
+    gate.open.set()
+    box(page, focus).press("Enter")
+    expect(page.locator(f"#{status}")).to_contain_text(finished, timeout=60_000)
+
+
+def test_enter_in_the_box_of_many_prompts_is_a_new_line_and_control_enter_draws(page, gate):
+    open_tab(page, "Augment")
+    prompts = box(page, "augment-prompts")
+    prompts.fill("a red fox")
+    prompts.press("Enter")
+    page.keyboard.type("two apples")
+    expect(prompts).to_have_value("a red fox\ntwo apples")
+    page.wait_for_timeout(500)
+    expect(page.locator("#augment-status")).to_be_empty()
+    prompts.press("Control+Enter")
+    expect(page.locator("#augment-status")).to_contain_text("8 kept", timeout=30_000)
 
 
 def nameless(page) -> list[str]:
