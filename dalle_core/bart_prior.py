@@ -6,13 +6,15 @@ gated (GLU), no linear layer has a bias. The decoder starts from a token of its 
 decoder position i. Shapes and order: the source of min-dalle and dalle-mini.
 """
 
+from copy import copy
+
 import torch
 import torch.nn.functional as F
 from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from torch import nn
 
-from dalle_core.rows import ROW_MULTIPLE, pad_rows
+from dalle_core.rows import ROW_MULTIPLE, attention, pad_rows, repeat_rows
 
 
 class BartCache:
@@ -21,7 +23,7 @@ class BartCache:
     The rows of a prompt stand side by side. All is allocated once; the caller owns it.
     """
 
-    def __init__(self, prior: "BartPrior", prompts: int, copies: int):
+    def __init__(self, prior: "BartPrior", prompts: int):
         config, weight = prior.config, prior.image_embedding.weight
         heads, size = config.num_heads, config.hidden_size // config.num_heads
 
@@ -29,9 +31,15 @@ class BartCache:
             shape = (config.decoder_layers, rows, heads, length, size)
             return torch.empty(shape, device=weight.device, dtype=weight.dtype)  # [L, B, H, T, D]
 
-        self.k, self.v = empty(prompts * copies, config.image_length), empty(prompts * copies, config.image_length)
+        self.k, self.v = empty(prompts, config.image_length), empty(prompts, config.image_length)
         self.text_k, self.text_v = empty(prompts, config.text_length), empty(prompts, config.text_length)
         self.mask: torch.Tensor  # [P, 1, 1, text_length], true where there is text
+
+    def repeat(self, copies: int, filled: int) -> "BartCache":
+        """A cache with `copies` rows a prompt, in which the first `filled` positions stand; what is of the text is shared."""
+        other = copy(self)
+        other.k, other.v = repeat_rows(self.k, copies, filled), repeat_rows(self.v, copies, filled)
+        return other
 
 
 def heads_of(x: torch.Tensor, parts: int, num_heads: int) -> torch.Tensor:
@@ -47,22 +55,21 @@ class SelfAttention(nn.Module):
         self.out = nn.Linear(hidden_size, hidden_size, bias=False)
 
     def forward(self, x, mask=None, causal=False, layer: int = 0, caches=()):
-        """x [B, T, hidden]: whole sequences, or, with caches, one position at each cache's own place.
+        """x [B, T, hidden]: whole sequences from position 0, or, with caches, what stands at each cache's own place.
 
         caches: (cache, start) for groups of rows that stand one after the other in x.
         """
         q, k, v = heads_of(self.qkv(x), 3, self.num_heads)
         if not caches:
-            y = F.scaled_dot_product_attention(q, k, v, mask, is_causal=causal)
+            y = attention(q, k, v, mask, causal)
             return self.out(y.transpose(1, 2).flatten(2))
         groups, row = [], 0
         for cache, start in caches:
-            rows = slice(row, row + cache.k.shape[1])
-            cache.k[layer, :, :, start] = k[rows, :, 0]
-            cache.v[layer, :, :, start] = v[rows, :, 0]
-            y = F.scaled_dot_product_attention(
-                q[rows], cache.k[layer, :, :, : start + 1], cache.v[layer, :, :, : start + 1]
-            )
+            rows, end = slice(row, row + cache.k.shape[1]), start + x.shape[1]
+            cache.k[layer, :, :, start:end] = k[rows]
+            cache.v[layer, :, :, start:end] = v[rows]
+            # A single query sees all that is cached; several start at position 0 and are causal.
+            y = attention(q[rows], cache.k[layer, :, :, :end], cache.v[layer, :, :, :end], causal=x.shape[1] > 1)
             groups.append(y.transpose(1, 2).flatten(2))
             row = rows.stop
         groups.append(x.new_zeros(len(x) - row, *x.shape[1:]))  # the rows that fill the batch up
@@ -87,7 +94,7 @@ class CrossAttention(nn.Module):
             queries = heads_of(queries, 1, self.num_heads)[0]  # [P, H, rows/P*T, D]
             count = queries.shape[2]  # filled up like the rows of a batch, see rows.py
             queries = F.pad(queries, (0, 0, 0, -count % ROW_MULTIPLE))
-            y = F.scaled_dot_product_attention(queries, k, v, mask)[:, :, :count]
+            y = attention(queries, k, v, mask)[:, :, :count]
             groups.append(y.transpose(1, 2).reshape(rows, *x.shape[1:]))
             row += rows
         groups.append(x.new_zeros(len(x) - row, *x.shape[1:]))  # the rows that fill the batch up
@@ -189,25 +196,29 @@ class BartPrior(ModelMixin, ConfigMixin):
     def forward(self, text_ids: torch.Tensor, image_ids: torch.Tensor) -> torch.Tensor:
         """text_ids [B, text_length], image_ids [B, n] -> logits [B, n + 1, V] of the image tokens 0 ... n."""
         text, mask = self.encode_text(text_ids)
-        ids = F.pad(image_ids, (1, 0), value=self.config.start_token_id)
-        x = self.image_ln(self.image_embedding(ids) + self.image_position.weight[: ids.shape[1]])
+        x = self._embed_image(image_ids)
         for layer in self.decoder:
             k, v = heads_of(layer.cross_attn.kv(text), 2, self.config.num_heads)
             x = layer(x, [(k, v, mask, len(x))])
         return self.head(self.decoder_ln(x))
 
-    def prefill(self, text_ids: torch.Tensor, copies: int = 1) -> tuple[BartCache, torch.Tensor]:
-        """Reads P prompts [P, text_length], each once, for `copies` candidates each.
+    def prefill(
+        self, text_ids: torch.Tensor, copies: int = 1, image_ids: torch.Tensor | None = None
+    ) -> tuple[BartCache, torch.Tensor]:
+        """Reads P prompts [P, text_length], each once, for `copies` candidates each; image_ids [n]: the image tokens that
+        all of them begin with.
 
         Returns the cache for P * copies rows, the copies of a prompt side by side, and each row's logits
-        [P * copies, V] of image token 0.
+        [P * copies, V] of image token n.
         """
-        cache = BartCache(self, len(text_ids), copies)
+        cache, prompts = BartCache(self, len(text_ids)), len(text_ids)
         text, cache.mask = self.encode_text(text_ids)
+        x = self._embed_image(text_ids.new_empty(prompts, 0) if image_ids is None else image_ids.expand(prompts, -1))
         for i, layer in enumerate(self.decoder):
             cache.text_k[i], cache.text_v[i] = heads_of(layer.cross_attn.kv(text), 2, self.config.num_heads)
-        start = torch.full((len(text_ids) * copies,), self.config.start_token_id, device=text_ids.device)
-        return cache, self.decode([(start, cache, -1)])[0]
+            x = layer(x, [(cache.text_k[i], cache.text_v[i], cache.mask, prompts)], i, [(cache, 0)])
+        logits = self.head(self.decoder_ln(x[:, -1]))
+        return cache.repeat(copies, x.shape[1]), logits.repeat_interleave(copies, dim=0)
 
     def decode(self, steps: list[tuple[torch.Tensor, BartCache, int]]) -> list[torch.Tensor]:
         """For each (image_ids [B], cache, position), each row's image token `position`: logits [B, V] of the next one.
@@ -223,3 +234,8 @@ class BartPrior(ModelMixin, ConfigMixin):
             texts = [(c.text_k[i], c.text_v[i], c.mask, rows) for (c, _), rows in zip(caches, counts)]
             x = layer(x, texts, i, caches)
         return list(self.head(self.decoder_ln(x[:, 0]))[: sum(counts)].split(counts))
+
+    def _embed_image(self, image_ids):
+        """[B, n] -> [B, n + 1, hidden]: the start token stands before image token 0."""
+        ids = F.pad(image_ids, (1, 0), value=self.config.start_token_id)
+        return self.image_ln(self.image_embedding(ids) + self.image_position.weight[: ids.shape[1]])

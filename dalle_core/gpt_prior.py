@@ -5,13 +5,14 @@ paper's design, in minDALL·E's form (pre-LN GPT, learned positions, no BOS: the
 predicts image token 0; padding is seen like any token). It knows ids, not text or pictures.
 """
 
+from copy import copy
+
 import torch
-import torch.nn.functional as F
 from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from torch import nn
 
-from dalle_core.rows import ROW_MULTIPLE, pad_rows
+from dalle_core.rows import ROW_MULTIPLE, attention, pad_rows, repeat_rows
 
 
 class KVCache:
@@ -26,26 +27,9 @@ class KVCache:
 
     def repeat(self, copies: int, filled: int) -> "KVCache":
         """A cache in which the first `filled` positions of each sequence stand `copies` times, one after the other."""
-        other, (layers, rows, *rest) = KVCache.__new__(KVCache), self.k.shape
-        for name, own in (("k", self.k), ("v", self.v)):
-            new = own.new_empty(layers, rows * copies, *rest)
-            new[:, :, :, :filled] = own[:, :, :, :filled].repeat_interleave(copies, dim=1)
-            setattr(other, name, new)
+        other = copy(self)
+        other.k, other.v = repeat_rows(self.k, copies, filled), repeat_rows(self.v, copies, filled)
         return other
-
-
-def attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, causal: bool) -> torch.Tensor:
-    """softmax(q k / sqrt(D)) v, each [B, H, T, D]; causal: position i of q sees the positions up to i of k.
-
-    On a CPU by plain products. The fused kernel's result depends on the thread that a row falls to (seen on AMD), and so
-    on what stands beside it; and its backward pass is slower.
-    """
-    if q.device.type != "cpu":
-        return F.scaled_dot_product_attention(q, k, v, is_causal=causal)
-    scores = (q * q.shape[-1] ** -0.5) @ k.mT  # [B, H, T, S]
-    if causal:
-        scores = scores + q.new_full(scores.shape[-2:], -torch.inf).triu(1)
-    return torch.softmax(scores, dim=-1).to(v.dtype) @ v
 
 
 class Attention(nn.Module):
@@ -126,19 +110,23 @@ class GPTPrior(ModelMixin, ConfigMixin):
 
     def forward(self, text_ids: torch.Tensor, image_ids: torch.Tensor) -> torch.Tensor:
         """text_ids [B, text_length], image_ids [B, n] -> logits [B, n + 1, V] of the image tokens 0 ... n."""
-        image = self.image_embedding(image_ids) + self.image_position.weight[: image_ids.shape[1]]
-        x = torch.cat([self._embed_text(text_ids), image], dim=1)
+        x = torch.cat([self._embed_text(text_ids), self._embed_image(image_ids)], dim=1)
         return self._logits(self._blocks(x)[:, self.config.text_length - 1 :])
 
-    def prefill(self, text_ids: torch.Tensor, copies: int = 1) -> tuple[KVCache, torch.Tensor]:
-        """Reads P prompts [P, text_length], each once, for `copies` candidates each.
+    def prefill(
+        self, text_ids: torch.Tensor, copies: int = 1, image_ids: torch.Tensor | None = None
+    ) -> tuple[KVCache, torch.Tensor]:
+        """Reads P prompts [P, text_length], each once, for `copies` candidates each; image_ids [n]: the image tokens that
+        all of them begin with.
 
         Returns the cache for P * copies rows, the copies of a prompt side by side, and each row's logits
-        [P * copies, V] of image token 0.
+        [P * copies, V] of image token n.
         """
-        cache = KVCache(self, len(text_ids))
-        x = self._blocks(self._embed_text(text_ids), [(cache, 0)])
-        return cache.repeat(copies, self.config.text_length), self._logits(x[:, -1]).repeat_interleave(copies, dim=0)
+        cache, x = KVCache(self, len(text_ids)), self._embed_text(text_ids)
+        if image_ids is not None:
+            x = torch.cat([x, self._embed_image(image_ids).expand(len(x), -1, -1)], dim=1)
+        x = self._blocks(x, [(cache, 0)])
+        return cache.repeat(copies, x.shape[1]), self._logits(x[:, -1]).repeat_interleave(copies, dim=0)
 
     def decode(self, steps: list[tuple[torch.Tensor, KVCache, int]]) -> list[torch.Tensor]:
         """For each (image_ids [B], cache, position), each row's image token `position`: logits [B, V] of the next one.
@@ -153,6 +141,9 @@ class GPTPrior(ModelMixin, ConfigMixin):
 
     def _embed_text(self, text_ids):
         return self.text_embedding(text_ids) + self.text_position.weight
+
+    def _embed_image(self, image_ids):
+        return self.image_embedding(image_ids) + self.image_position.weight[: image_ids.shape[-1]]
 
     def _blocks(self, x, caches=()):
         for layer, block in enumerate(self.blocks):

@@ -15,3 +15,31 @@ def pad_rows(x: torch.Tensor, multiple: int) -> torch.Tensor:
     """[B, ...] -> [B', ...] with zeros up to the next multiple."""
     missing = -len(x) % multiple
     return F.pad(x, (0, 0) * (x.ndim - 1) + (0, missing)) if missing else x
+
+
+def repeat_rows(cached: torch.Tensor, copies: int, filled: int) -> torch.Tensor:
+    """Keys or values [L, B, H, T, D] -> [L, B * copies, H, T, D]: the first `filled` positions of each row `copies` times,
+    side by side. The other positions hold anything."""
+    layers, rows, *rest = cached.shape
+    new = cached.new_empty(layers, rows, copies, *rest)
+    new[..., :filled, :] = cached[:, :, None, :, :filled]
+    return new.flatten(1, 2)
+
+
+def attention(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None = None, causal: bool = False
+) -> torch.Tensor:
+    """softmax(q k / sqrt(D)) v, each [B, H, T, D]. mask, of a shape that broadcasts to [B, H, T, S]: true where q may
+    look; causal: position i of q sees the positions up to i of k.
+
+    On a CPU by plain products. The fused kernel's result depends on the thread that a row falls to (seen on AMD), and so
+    on what stands beside it; and its backward pass is slower.
+    """
+    if q.device.type != "cpu":
+        return F.scaled_dot_product_attention(q, k, v, mask, is_causal=causal)
+    scores = (q * q.shape[-1] ** -0.5) @ k.mT  # [B, H, T, S]
+    if causal:
+        scores = scores + q.new_full(scores.shape[-2:], -torch.inf).triu(1)
+    if mask is not None:
+        scores = scores.masked_fill(~mask, -torch.inf)
+    return torch.softmax(scores, dim=-1).to(v.dtype) @ v
