@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 from playwright.sync_api import expect
 
-from tests.browser.steps import captions, drop, entries, fresh, generate, prompt, saved
+from tests.browser.steps import captions, drop, entries, fresh, generate, open_tab, prompt, saved
 
 
 def test_a_refresh_loses_nothing_and_an_entry_opens_exactly(gate, browser, served):
@@ -84,6 +84,28 @@ def test_a_dropped_picture_restores_all_of_it(page, gate, browser, served, tmp_p
     Image.new("RGB", (8, 8)).save(tmp_path / "plain.png")
     drop(other, tmp_path / "plain.png")
     expect(other.get_by_text("carries no recipe")).to_be_visible(timeout=15_000)
+    other.context.close()
+
+
+def test_a_picture_dropped_on_another_tab_restores_it_and_opens_create(page, gate, browser, served, tmp_path):
+    page.get_by_label("Seed", exact=True).fill("41")
+    generate(page, gate)
+    path = saved(page)
+    other = fresh(browser, served[0])
+    open_tab(other, "Compare")
+    words = other.locator("#prompt textarea, #prompt input").first  # Compare has a prompt too
+    expect(words).to_be_hidden()
+    Image.new("RGB", (8, 8)).save(tmp_path / "plain.png")
+    drop(other, tmp_path / "plain.png")
+    expect(other.get_by_text("carries no recipe")).to_be_visible(timeout=15_000)
+    expect(words).to_be_hidden()
+    drop(other, path)
+    expect(words).to_be_visible(timeout=15_000)
+    expect(words).to_have_value("a red fox")
+    expect(other.get_by_role("tab", name="Create", exact=True)).to_have_attribute("aria-selected", "true")
+    expect(other.locator("#chosen img")).to_be_visible()
+    again = saved(other)
+    assert json.loads(Image.open(again).text["dalle"])["tokens"] == json.loads(Image.open(path).text["dalle"])["tokens"]
     other.context.close()
 
 

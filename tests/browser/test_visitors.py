@@ -1,6 +1,11 @@
 """Several visitors, several tabs, tabs that go away: nobody sees another's work, and work nobody waits for stops."""
 
+import http.client
 import json
+import os
+import re
+from pathlib import Path
+from urllib.parse import quote, unquote, urlsplit
 
 import pytest
 from PIL import Image
@@ -43,6 +48,76 @@ def test_visitors_do_not_see_each_other(page, gate, browser, served):
     assert [entry["prompt"] for entry in entries(page)] == ["a red fox"]
     assert [entry["prompt"] for entry in entries(other)] == ["two apples"]
     other.context.close()
+
+
+def ask(url, path) -> tuple[int, bytes]:
+    """(status, body) of a GET whose path is sent as it stands: a browser would tidy it up first."""
+    connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=30)
+    try:
+        connection.request("GET", path)
+        answer = connection.getresponse()
+        return answer.status, answer.read()
+    finally:
+        connection.close()
+
+
+def files(page) -> list[Path]:
+    """Where the server keeps the pictures of the gallery."""
+    addresses = page.locator("#gallery img").evaluate_all("images => images.map(image => image.src)")
+    return [Path(unquote(urlsplit(address).path.partition("file=")[2])) for address in addresses]
+
+
+OPEN_TO_ALL = [
+    "", "config", "manifest.json", "gradio_api/info", "gradio_api/info?all_endpoints=true", "gradio_api/openapi.json",
+    "gradio_api/startup-events", "gradio_api/app_id", "gradio_api/runs", "gradio_api/run-history/records",
+    "gradio_api/deep_link?session_hash=another", "monitoring", "monitoring/summary",
+]  # fmt: skip
+
+
+def test_nothing_that_all_may_ask_for_tells_of_a_visitor_s_pictures(page, gate, served):
+    start(page, gate, "a purple banana")
+    expect(thumbnails(page)).to_have_count(4)
+    during = files(page)
+    asked = [ask(served[0], f"/{path}") for path in OPEN_TO_ALL]
+    gate.open.set()
+    expect(page.locator("#status")).to_contain_text("ranked by CLIP", timeout=30_000)
+    expect(page.locator("#gallery .caption-label")).to_have_count(4)
+    after = files(page)
+    asked += [ask(served[0], f"/{path}") for path in OPEN_TO_ALL]
+    statuses = dict(zip(OPEN_TO_ALL, (status for status, _ in asked)))
+    assert statuses["config"] == statuses["gradio_api/info"] == 200
+    assert statuses["monitoring"] == statuses["monitoring/summary"] == 403
+    assert statuses["gradio_api/runs"] == 404 and statuses["gradio_api/run-history/records"] != 200
+    told = b"".join(body for _, body in asked).decode(errors="replace")
+    for secret in ("purple banana", *(file.parent.name for file in during + after)):
+        assert len(secret) > 12 and secret not in told
+
+
+def test_a_picture_is_read_by_its_address_only_and_nobody_can_guess_that(page, gate, served, tmp_path):
+    generate(page, gate)
+    [folder] = {file.parent for file in files(page)}
+    file, url = files(page)[0], served[0]
+    assert re.fullmatch(r"[A-Za-z0-9_-]{22}", folder.name)  # 128 bits of chance
+    status, body = ask(url, f"/gradio_api/file={quote(str(file))}")
+    assert status == 200 and body.startswith(b"\x89PNG")
+    for listed in (folder, f"{folder}/", folder.parent, f"{folder}/.", f"{folder}/*", folder.parent / "another" / file.name):
+        assert ask(url, f"/gradio_api/file={quote(str(listed))}")[0] == 403, listed
+
+    secret = tmp_path / "secret.png"
+    Image.new("RGB", (8, 8)).save(secret)
+    up = os.path.relpath(secret, folder)
+    outside = [
+        f"file={secret}", "file=/etc/passwd", "file=app.py", "file=./demo/create.py", "file=file:///etc/passwd", f"file=/{secret}",
+        f"file={url}config", f"file={folder}/{up}", f"file/{folder}/{up}", f"file={folder}/{up.replace('..', '%2e%2e')}",
+        f"file={folder}/{quote(up, safe='')}", f"file={folder}/{up.replace('..', '%2e%2e').replace('/', '%2f')}",
+        f"file={folder}/{up.replace('..', '%252e%252e')}", f"file={folder}/{up.replace('/', '%5c')}",
+        f"file={secret}%00.png", f"file={folder}/%00/{up}",
+    ]  # fmt: skip
+    for path in outside:
+        assert ask(url, f"/gradio_api/{path}")[0] in (403, 404), path
+    for path in ("static", "assets", "svelte"):
+        status, body = ask(url, f"/{path}/{'..%2f' * 20}etc/passwd")
+        assert status != 200 and b"root:" not in body, path
 
 
 def test_two_tabs_that_draw_at_once_both_enter_the_history(page, gate, served):
