@@ -42,14 +42,15 @@ def create_demo(models: Models, together: int = 4) -> gr.Blocks:
         dropped.success(
             lambda: gr.Tabs(selected="create"), None, tabs, queue=False, api_visibility="private", show_progress="hidden"
         )  # fmt: skip
+    for event in demo.fns.values():
+        if event.api_visibility == "public":
+            event.fn.__name__ = event.api_name  # after which MCP names its tools
     return demo.queue(max_size=16, default_concurrency_limit=1, api_open=False)
 
 
 def launch_options(public: bool = False) -> dict:
-    """Arguments of `launch` that make the page look and behave as designed, and safe to put on a public host.
-
-    With `gradio[mcp]` installed, the public endpoints are tools of an MCP server as well.
-    """
+    """Arguments of `launch` that make the page look and behave as designed, and safe to put on a public host. The public
+    endpoints are tools of an MCP server as well."""
     return {
         "theme": theme(),
         "css": CSS,
@@ -65,5 +66,5 @@ def launch_options(public: bool = False) -> dict:
         "state_session_capacity": 200 if public else 10_000,
         "pwa": True,
         "app_kwargs": {"middleware": [Middleware(QueueBound)]} if public else {},
-        "mcp_server": importlib.util.find_spec("mcp") is not None,
+        "mcp_server": importlib.util.find_spec("mcp") is not None,  # it comes with gradio[mcp]
     }

@@ -1,7 +1,15 @@
-"""What a public host gets: a Space's files, a page with bounds."""
+"""What a public host gets: a Space's files, a page with bounds, endpoints for programs."""
 
+import base64
+import inspect
 import json
+import pickle
+import sys
+from functools import wraps
+from types import SimpleNamespace
 
+import gradio as gr
+import httpx
 import huggingface_hub
 import pytest
 import yaml
@@ -12,6 +20,7 @@ from PIL import Image, PngImagePlugin
 from starlette.testclient import TestClient
 
 from demo import Models, about, create_demo, launch_options, pictures, public, space, tokens
+from demo.gpu import on_gpu
 
 
 class Hub:
@@ -128,6 +137,114 @@ def test_all_that_draws_shares_one_bound_of_how_many_at_once(own_pipeline):
     assert {fn.concurrency_limit for fn in demo.fns.values() if fn.concurrency_id == "sampling"} == {3}
 
 
+def sent(value):
+    """As it arrives in another process."""
+    return pickle.loads(pickle.dumps(value))
+
+
+class ZeroGPU:
+    """Stands for the package `spaces` on a ZeroGPU Space: what goes into a handler and what comes out of it is pickled, a
+    gr.Error too; a generator is closed with its reader; within a handler that has a GPU another one is called at once."""
+
+    def __init__(self):
+        self.asked, self.lent = [], False  # seconds, for every call
+
+    def GPU(self, duration):
+        def decorate(task):
+            @wraps(task)
+            def handler(*args, **kwargs):
+                if self.lent:
+                    return task(*args, **kwargs)
+                self.asked.append(duration)
+                self.lent = True
+                try:
+                    return sent(task(*sent(args), **sent(kwargs)))
+                except gr.Error as error:
+                    raise sent(error) from None
+                finally:
+                    self.lent = False
+
+            @wraps(task)
+            def generator_handler(*args, **kwargs):
+                if self.lent:
+                    yield from task(*args, **kwargs)
+                    return
+                self.asked.append(duration)
+                steps = task(*sent(args), **sent(kwargs))
+                try:
+                    while True:
+                        self.lent = True
+                        try:
+                            value = sent(next(steps))
+                        except StopIteration:
+                            return
+                        except gr.Error as error:
+                            raise sent(error) from None
+                        finally:
+                            self.lent = False
+                        yield value
+                finally:
+                    steps.close()
+
+            decorated = generator_handler if inspect.isgeneratorfunction(task) else handler
+            decorated.zerogpu = None  # as the package marks them
+            return decorated
+
+        return decorate
+
+
+@pytest.fixture
+def zero_gpu(monkeypatch):
+    package = ZeroGPU()
+    monkeypatch.setenv("SPACES_ZERO_GPU", "true")
+    monkeypatch.setitem(sys.modules, "spaces", SimpleNamespace(GPU=package.GPU))
+    return package
+
+
+def test_elsewhere_a_handler_stays_what_it_is(monkeypatch):
+    monkeypatch.delenv("SPACES_ZERO_GPU", raising=False)
+    assert on_gpu(60)(sent) is sent
+
+
+def test_on_zerogpu_a_handler_is_lent_a_gpu_and_closing_it_stops_the_work(zero_gpu):
+    ended = []
+
+    @on_gpu(30)
+    def count():
+        try:
+            yield from range(5)
+        finally:
+            ended.append(True)
+
+    steps = count()
+    assert inspect.isgeneratorfunction(count) and next(steps) == 0 and zero_gpu.asked == [30] and not ended
+    steps.close()
+    assert ended
+
+
+def test_on_zerogpu_all_that_draws_asks_for_a_gpu(zero_gpu, own_pipeline):
+    demo = create_demo(Models(own_pipeline, "tiny"))
+    drawing = [event for event in demo.fns.values() if event.concurrency_id == "sampling"]
+    assert len(drawing) > 5 and [event.api_name for event in drawing if not hasattr(event.fn, "zerogpu")] == []
+
+
+def test_on_zerogpu_handlers_take_and_give_what_can_be_sent(zero_gpu, own_pipeline, tmp_path, monkeypatch):
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
+    demo = create_demo(Models(own_pipeline, "tiny"))
+    handlers = {event.api_name: event.fn for event in demo.fns.values()}
+    picture = own_pipeline("a red fox", num_candidates=1, seed=1).candidates[0].image
+    picture.save(tmp_path / "fox.png")
+    assert "two apples" in handlers["recognise"](str(tmp_path / "fox.png"), "a fox\ntwo apples")
+    with pytest.raises(gr.Error, match="Choose a picture first") as refused:
+        handlers["recognise"](None, "a fox")
+    assert not refused.value.print_exception
+    *_, (grid, line, *_) = handlers["compare"]("a red fox", "prompt", "fox, apple", "–", "", 2, "7", "")
+    assert "2 cells, seed 7" in line and Image.open(grid["value"]).width > 0
+    with pytest.raises(gr.Error, match="is not in the prompt"):
+        next(handlers["compare"]("a red fox", "prompt", "dog, cat", "–", "", 2, "7", ""))
+    assert zero_gpu.asked == [30, 30, 120, 120]
+
+
 def test_the_card_comes_without_its_front_matter(tmp_path):
     assert about.card(str(tmp_path)) == ""
     (tmp_path / "README.md").write_text("---\nlicense: mit\n---\n\n# A model\n")
@@ -154,6 +271,60 @@ def client(tiny_pipeline, tmp_path_factory):
 def test_the_endpoints_have_plain_names(client):
     named = client.view_api(return_format="dict", print_info=False)["named_endpoints"]
     assert set(named) == {"/generate", "/complete", "/reconstruct", "/recognise", "/compare", "/augment"}
+
+
+def mcp(client, method, **parameters):
+    """What a program that speaks MCP gets, over HTTP."""
+    answer = httpx.post(
+        f"{client.src_prefixed}mcp/", headers={"Accept": "application/json, text/event-stream"}, timeout=60,
+        json={"jsonrpc": "2.0", "id": 1, "method": method, "params": parameters},
+    )  # fmt: skip
+    answer.raise_for_status()
+    [message] = [json.loads(line[5:]) for line in answer.text.splitlines() if line.startswith("data: {")]
+    return message["result"]
+
+
+def test_the_endpoints_are_mcp_tools_under_the_same_names(client):
+    tools = {tool["name"]: tool for tool in mcp(client, "tools/list")["tools"]}
+    assert set(tools) == {"generate", "complete", "reconstruct", "recognise", "compare", "augment"}
+    assert all(tool["description"] for tool in tools.values())
+    assert {"prompt", "seed"} <= set(tools["generate"]["inputSchema"]["properties"])
+
+
+def test_a_picture_is_recognised_over_mcp(client, tiny_pipeline, tmp_path):
+    tiny_pipeline("a red fox", num_candidates=1, seed=1).candidates[0].image.save(tmp_path / "fox.png")
+    url = "data:image/png;base64," + base64.b64encode((tmp_path / "fox.png").read_bytes()).decode()
+    answer = mcp(client, "tools/call", name="recognise", arguments={"path": url, "labels": "a fox\ntwo apples"})
+    assert not answer.get("isError") and "two apples" in answer["content"][0]["text"]
+
+
+def joined(client, session, name, **values):
+    """The last message of an event that a visitor's session joins; values by the elem_id of the inputs."""
+    [event] = [event for event in client.config["dependencies"] if event["api_name"] == name]
+    inputs = {component["id"]: component["props"] for component in client.config["components"]}
+    data = [values.get(props.get("elem_id"), props.get("value")) for props in map(inputs.get, event["inputs"])]
+    body = {"data": data, "fn_index": event["id"], "session_hash": session}
+    httpx.post(f"{client.src_prefixed}queue/join", json=body).raise_for_status()
+    with httpx.stream("GET", f"{client.src_prefixed}queue/data", params={"session_hash": session}, timeout=60) as stream:
+        messages = [json.loads(line[5:]) for line in stream.iter_lines() if line.startswith("data:")]
+    return [message for message in messages if message["msg"] == "process_completed"][-1]
+
+
+def test_a_session_s_pool_is_its_own(client):
+    assert joined(client, "first", "generate", prompt="a red fox")["success"]
+    other = joined(client, "second", "draw_more")  # there is no such button before something is drawn
+    assert not other["success"] and other["output"]["error"] == "Draw something first."
+    assert joined(client, "first", "draw_more")["success"]
+
+
+def test_a_program_cannot_name_a_file_of_the_server(client, tmp_path):
+    Image.new("RGB", (64, 64)).save(tmp_path / "secret.png")
+    for path in (str(tmp_path / "secret.png"), "/etc/passwd", "app.py"):
+        file = {"path": path, "meta": {"_type": "gradio.FileData"}}
+        answer = httpx.post(f"{client.src_prefixed}call/recognise", json={"data": [file, "a fox"]})
+        event = answer.raise_for_status().json()["event_id"]
+        text = httpx.get(f"{client.src_prefixed}call/recognise/{event}", timeout=60).text
+        assert "event: error" in text and "event: complete" not in text, path
 
 
 def test_complete_keeps_the_rows_at_the_top(client, tiny_pipeline, tmp_path):

@@ -107,8 +107,8 @@ def test_a_picture_is_read_by_its_address_only_and_nobody_can_guess_that(page, g
     Image.new("RGB", (8, 8)).save(secret)
     up = os.path.relpath(secret, folder)
     outside = [
-        f"file={secret}", "file=/etc/passwd", "file=app.py", "file=./demo/create.py", "file=file:///etc/passwd", f"file=/{secret}",
-        f"file={url}config", f"file={folder}/{up}", f"file/{folder}/{up}", f"file={folder}/{up.replace('..', '%2e%2e')}",
+        f"file={secret}", "file=/etc/passwd", "file=app.py", "file=./demo/create.py", "file=file:///etc/passwd",
+        f"file=/{secret}", f"file={url}config", f"file={folder}/{up}", f"file/{folder}/{up}", f"file={folder}/{up.replace('..', '%2e%2e')}",
         f"file={folder}/{quote(up, safe='')}", f"file={folder}/{up.replace('..', '%2e%2e').replace('/', '%2f')}",
         f"file={folder}/{up.replace('..', '%252e%252e')}", f"file={folder}/{up.replace('/', '%5c')}",
         f"file={secret}%00.png", f"file={folder}/%00/{up}",
