@@ -7,7 +7,7 @@ factorises their probability given the caption c, as in the DALL·E paper (Rames
 
 It is trained to make this large: cross-entropy of every token given those before. One caption in ten is replaced by
 the null prompt "", so that one model learns p(t | c) and p(t), which is what guidance needs (Ho and Salimans 2022,
-arXiv 2207.12598). One token in ten of those it reads is replaced by another picture's (as taming-transformers' `pkeep`
+arXiv 2207.12598). A few of the tokens it reads are replaced by another picture's (as taming-transformers' `pkeep`
 does, Esser et al. 2021): while sampling it reads its own mistakes, and should then trust the caption and the rest.
 
 Pictures are encoded once, into `tokens.pt`; their captions are worded anew every time they come by.
@@ -35,7 +35,7 @@ from dalle_core.training.muon import Muon, step_at
 from dalle_core.training.state import RunState, learning_rate
 
 NULL_SHARE = 0.1  # of captions replaced by the null prompt
-WRONG_SHARE = 0.1  # of the tokens read, not of those predicted
+WRONG_SHARE = 0.03  # of the tokens read, not of those predicted
 
 
 @torch.no_grad()
