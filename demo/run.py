@@ -1,12 +1,15 @@
 """One drawing, from the click to saved pictures: what the tabs that draw have in common."""
 
 import html
+import inspect
 import logging
 import secrets
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
+from functools import wraps
+from itertools import compress
 
 import gradio as gr
 from PIL import Image
@@ -114,6 +117,35 @@ def bounded(slider: gr.Slider) -> gr.Slider:
 
     slider.preprocess = preprocess
     return slider
+
+
+def endpoint(handler: Callable, inputs: list, outputs: list, name: str, **event) -> None:
+    """Adds a tab's handler as an endpoint for programs. They hold no state, and Gradio's MCP server cannot call what returns
+    one: gr.State is left out of the inputs, where the handler gets None, and of the outputs, two or more of which stay."""
+    taken, given = ([not isinstance(component, gr.State) for component in side] for side in (inputs, outputs))
+
+    def arguments(values):
+        rest = iter(values)
+        return [next(rest) if take else None for take in taken]
+
+    if inspect.isgeneratorfunction(handler):
+
+        @wraps(handler)
+        def call(*values):
+            with closing(handler(*arguments(values))) as steps:
+                for step in steps:
+                    yield list(compress(step, given))
+    else:
+
+        @wraps(handler)
+        def call(*values):
+            return list(compress(handler(*arguments(values)), given))
+
+    parameters = inspect.signature(handler).parameters.values()
+    call.__signature__ = inspect.Signature(list(compress(parameters, taken)))  # the names of the endpoint's arguments
+    gr.Button(visible=False).click(
+        call, list(compress(inputs, taken)), list(compress(outputs, given)), api_name=name, **event
+    )  # fmt: skip
 
 
 def draw(

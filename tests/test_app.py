@@ -27,6 +27,21 @@ def test_help_explains_every_argument_without_loading_torch():
 
 
 @pytest.fixture
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return str(probe.getsockname()[1])
+
+
+def test_on_a_zerogpu_space_its_package_comes_before_torch(tmp_path, free_port):
+    (tmp_path / "spaces.py").write_text(
+        "import sys\nprint('torch' in sys.modules, 'gradio' in sys.modules)\nraise SystemExit(3)\n"
+    )
+    out = run("--port", free_port, SPACES_ZERO_GPU="true", PYTHONPATH=str(tmp_path))
+    assert (out.returncode, out.stdout.strip()) == (3, "False False"), out.stderr
+
+
+@pytest.fixture
 def busy_port():
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
@@ -54,12 +69,9 @@ def test_a_busy_port_is_one_line(busy_port):
         ((), {"DALLE_USER": "me", "DALLE_PASSWORD": ""}, "DALLE_PASSWORD"),
     ],
 )
-def test_what_is_wrong_is_one_line(arguments, environment, named):
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        free = str(probe.getsockname()[1])
+def test_what_is_wrong_is_one_line(arguments, environment, named, free_port):
     if "--port" not in arguments:
-        arguments = (*arguments, "--port", free)
+        arguments = (*arguments, "--port", free_port)
     out = run(*arguments, **environment)
     lines = [line for line in out.stderr.strip().splitlines() if line]
     assert out.returncode == 2 and len(lines) == 1 and named in lines[0], out.stderr

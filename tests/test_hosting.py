@@ -19,7 +19,7 @@ from gradio_client.exceptions import AppError
 from PIL import Image, PngImagePlugin
 from starlette.testclient import TestClient
 
-from demo import Models, about, create_demo, launch_options, pictures, public, space, tokens
+from demo import Models, about, create_demo, launch_options, pictures, public, run, space, tokens
 from demo.gpu import on_gpu
 
 
@@ -298,11 +298,35 @@ def test_a_picture_is_recognised_over_mcp(client, tiny_pipeline, tmp_path):
     assert not answer.get("isError") and "two apples" in answer["content"][0]["text"]
 
 
-def joined(client, session, name, **values):
-    """The last message of an event that a visitor's session joins; values by the elem_id of the inputs."""
-    [event] = [event for event in client.config["dependencies"] if event["api_name"] == name]
-    inputs = {component["id"]: component["props"] for component in client.config["components"]}
-    data = [values.get(props.get("elem_id"), props.get("value")) for props in map(inputs.get, event["inputs"])]
+def test_an_endpoint_for_programs_has_no_state():
+    with gr.Blocks() as demo:
+        text, state, count, line = gr.Textbox(), gr.State(3), gr.Number(), gr.HTML()
+
+        def once(text, state, count=2):
+            """Says it."""
+            return "secret", text * count, state
+
+        def often(text, state, count=2):
+            yield from [once(text, state, count)] * 2
+
+        for handler in (once, often):
+            run.endpoint(handler, [text, state, count], [state, text, line], handler.__name__, queue=False)
+    one, several = demo.fns.values()
+    for event in (one, several):
+        assert event.inputs == [text, count] and event.outputs == [text, line] and event.queue is False
+        assert list(inspect.signature(event.fn).parameters) == ["text", "count"] and event.api_visibility == "public"
+    assert one.fn("ab", 2) == ["abab", None] and one.fn.__doc__ == "Says it."
+    assert list(several.fn("a", 3)) == [["aaa", None]] * 2 and several.types_generator
+
+
+def joined(client, session, button, **values):
+    """The last message of the event that a visitor's session starts with a button; values by the elem_id of the inputs."""
+    components = {component["id"]: component["props"] for component in client.config["components"]}
+    [event] = [
+        event for event in client.config["dependencies"]
+        if event["backend_fn"] and any(components.get(target, {}).get("elem_id") == button for target, _ in event["targets"])
+    ]  # fmt: skip
+    data = [values.get(props.get("elem_id"), props.get("value")) for props in map(components.get, event["inputs"])]
     body = {"data": data, "fn_index": event["id"], "session_hash": session}
     httpx.post(f"{client.src_prefixed}queue/join", json=body).raise_for_status()
     with httpx.stream("GET", f"{client.src_prefixed}queue/data", params={"session_hash": session}, timeout=60) as stream:
@@ -312,9 +336,9 @@ def joined(client, session, name, **values):
 
 def test_a_session_s_pool_is_its_own(client):
     assert joined(client, "first", "generate", prompt="a red fox")["success"]
-    other = joined(client, "second", "draw_more")  # there is no such button before something is drawn
+    other = joined(client, "second", "more")  # there is no such button before something is drawn
     assert not other["success"] and other["output"]["error"] == "Draw something first."
-    assert joined(client, "first", "draw_more")["success"]
+    assert joined(client, "first", "more")["success"]
 
 
 def test_a_program_cannot_name_a_file_of_the_server(client, tmp_path):
