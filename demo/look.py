@@ -144,7 +144,7 @@ JS = """
   const press = (buttons) =>
     [...document.querySelectorAll(buttons)].find((button) => !button.disabled && button.checkVisibility())?.click();
   if (event.key === "Escape") press("#stop, #complete-stop, #compare-stop, #augment-stop");
-  const field = event.target.closest(".tabitem :is(input, textarea)");
+  const field = event.target.closest?.(".tabitem :is(input, textarea)");
   if (event.key !== "Enter" || event.shiftKey || !field) return;
   if (field.closest("#prompt, #complete-prompt, #compare-prompt")) return;  // Gradio submits these
   if (field.matches("[type=text]") || event.ctrlKey || event.metaKey)
