@@ -36,7 +36,7 @@ class BartCache:
         self.mask: torch.Tensor  # [P, 1, 1, text_length], true where there is text
 
     def repeat(self, copies: int, filled: int) -> "BartCache":
-        """A cache with `copies` rows a prompt, in which the first `filled` positions stand; what is of the text is shared."""
+        """A cache of `copies` rows a prompt, in which the first `filled` positions stand; the text's part is shared."""
         other = copy(self)
         other.k, other.v = repeat_rows(self.k, copies, filled), repeat_rows(self.v, copies, filled)
         return other
@@ -205,8 +205,8 @@ class BartPrior(ModelMixin, ConfigMixin):
     def prefill(
         self, text_ids: torch.Tensor, copies: int = 1, image_ids: torch.Tensor | None = None
     ) -> tuple[BartCache, torch.Tensor]:
-        """Reads P prompts [P, text_length], each once, for `copies` candidates each; image_ids [n]: the image tokens that
-        all of them begin with.
+        """Reads P prompts [P, text_length], each once, for `copies` candidates each; image_ids [n]: the image tokens
+        that all of them begin with.
 
         Returns the cache for P * copies rows, the copies of a prompt side by side, and each row's logits
         [P * copies, V] of image token n.

@@ -116,8 +116,8 @@ class GPTPrior(ModelMixin, ConfigMixin):
     def prefill(
         self, text_ids: torch.Tensor, copies: int = 1, image_ids: torch.Tensor | None = None
     ) -> tuple[KVCache, torch.Tensor]:
-        """Reads P prompts [P, text_length], each once, for `copies` candidates each; image_ids [n]: the image tokens that
-        all of them begin with.
+        """Reads P prompts [P, text_length], each once, for `copies` candidates each; image_ids [n]: the image tokens
+        that all of them begin with.
 
         Returns the cache for P * copies rows, the copies of a prompt side by side, and each row's logits
         [P * copies, V] of image token n.

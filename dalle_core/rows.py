@@ -18,8 +18,8 @@ def pad_rows(x: torch.Tensor, multiple: int) -> torch.Tensor:
 
 
 def repeat_rows(cached: torch.Tensor, copies: int, filled: int) -> torch.Tensor:
-    """Keys or values [L, B, H, T, D] -> [L, B * copies, H, T, D]: the first `filled` positions of each row `copies` times,
-    side by side. The other positions hold anything."""
+    """Keys or values [L, B, H, T, D] -> [L, B * copies, H, T, D]: the first `filled` positions of each row `copies`
+    times, side by side. The other positions hold anything."""
     layers, rows, *rest = cached.shape
     new = cached.new_empty(layers, rows, copies, *rest)
     new[..., :filled, :] = cached[:, :, None, :, :filled]
@@ -32,8 +32,8 @@ def attention(
     """softmax(q k / sqrt(D)) v, each [B, H, T, D]. mask, of a shape that broadcasts to [B, H, T, S]: true where q may
     look; causal: position i of q sees the positions up to i of k.
 
-    On a CPU by plain products. The fused kernel's result depends on the thread that a row falls to (seen on AMD), and so
-    on what stands beside it; and its backward pass is slower.
+    On a CPU by plain products. The fused kernel's result depends on the thread that a row falls to (seen on AMD), and
+    so on what stands beside it; and its backward pass is slower.
     """
     if q.device.type != "cpu":
         return F.scaled_dot_product_attention(q, k, v, mask, is_causal=causal)
