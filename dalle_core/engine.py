@@ -68,6 +68,12 @@ class Together:
             raise ticket.error
         return ticket.logits
 
+    def leave(self, cache) -> None:
+        """The request of this cache asks for no more steps: nobody waits for it. It may have left before."""
+        with self._changed:
+            self._expected = [(one, thread) for one, thread in self._expected if one != id(cache)]
+            self._changed.notify_all()
+
     def _all_back(self, ticket: _Ticket) -> bool:
         here = {id(waiting.step[1]) for waiting in self._waiting}
         return all(cache in here or thread == ticket.thread for cache, thread in self._expected)
@@ -96,11 +102,12 @@ def generate(
     forced: torch.Tensor | None = None,
     keep: torch.Tensor | None = None,
 ) -> Iterator[torch.Tensor]:
-    """Yields tokens [B, N] after each position; those not yet drawn are -1. Closing it stops the work.
+    """Yields tokens [B, N] after each position; those neither drawn yet nor kept are -1. Closing it stops the work.
 
     together: around a GPTPrior or BartPrior. text_ids, null_ids [1, text_length]: the prompt, and what guidance leads
     away from (the null or negative prompt). uniforms [B, N]: one random number a token. forced, keep [N]: where keep is true,
-    forced is the token.
+    forced is the token. Those at the start are read with the prompt, in one pass for all candidates; those after the
+    last drawn one are not read.
     """
     rows, length = uniforms.shape
     device = text_ids.device
@@ -108,6 +115,7 @@ def generate(
     guided = settings.guidance_scale != 1
     kept = [False] * length if keep is None else keep.tolist()
     forced = None if forced is None else forced.to(device)
+    lead = kept.index(False) if False in kept else 0
     last = max((position for position in range(length) if not kept[position]), default=-1)
     tokens = torch.full((rows, length), -1, device=device)
     if keep is not None:
@@ -116,18 +124,21 @@ def generate(
     # The mode is the thread's: not across a yield, or whoever consumes this would be left in it.
     with torch.inference_mode():
         prompts = torch.cat([text_ids, null_ids]) if guided else text_ids
-        cache, logits = together.prior.prefill(prompts, rows)
+        cache, logits = together.prior.prefill(prompts, rows, forced[:lead] if lead else None)
 
-    for position in range(length):
-        with torch.inference_mode():
-            if 0 < position <= last:  # kept tokens after the last drawn one tell nobody anything
-                column = tokens[:, position - 1].repeat(len(prompts))
-                logits = together.decode(column, cache, position - 1)
-            if not kept[position]:
-                chosen = logits[:rows]
-                if guided:
-                    chosen = guide(chosen, logits[rows:], settings.guidance_scale)
-                tokens[:, position] = sample(
-                    chosen, uniforms[:, position], settings.temperature, settings.top_k, settings.top_p
-                )
-        yield tokens
+    try:
+        for position in range(length):
+            with torch.inference_mode():
+                if lead < position <= last:
+                    column = tokens[:, position - 1].repeat(len(prompts))
+                    logits = together.decode(column, cache, position - 1)
+                if not kept[position]:
+                    chosen = logits[:rows]
+                    if guided:
+                        chosen = guide(chosen, logits[rows:], settings.guidance_scale)
+                    tokens[:, position] = sample(
+                        chosen, uniforms[:, position], settings.temperature, settings.top_k, settings.top_p
+                    )
+            yield tokens
+    finally:
+        together.leave(cache)
