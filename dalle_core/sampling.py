@@ -3,6 +3,8 @@
 import numpy as np
 import torch
 
+LIKELY = 1024  # the most likely tokens, among which top-p first looks for the mass that it keeps
+
 
 def candidate_uniforms(seed: int, index: int, length: int) -> torch.Tensor:
     """The random numbers of candidate `index` of `seed`: [length] float64 in [0, 1), one for each token.
@@ -24,13 +26,26 @@ def top_k_ids(logits: torch.Tensor, k: int) -> torch.Tensor:
 
 
 def keep_top_p(logits: torch.Tensor, p: float) -> torch.Tensor:
-    """Keeps the smallest set of tokens whose probabilities reach p (Holtzman et al. 2020). p = 1 keeps all."""
+    """Keeps the smallest set of tokens whose probabilities reach p (Holtzman et al. 2020), and those exactly as likely as
+    its least likely one. p = 1 keeps all."""
     if p >= 1:
         return logits
-    probabilities, order = logits.softmax(dim=-1).sort(dim=-1, descending=True)
-    before = probabilities.cumsum(dim=-1) - probabilities  # mass of the more likely tokens
-    dropped = torch.empty_like(before, dtype=torch.bool).scatter_(-1, order, before >= p)
-    return logits.masked_fill(dropped, -torch.inf)
+    probabilities = logits.softmax(dim=-1)
+    ordered = _most_likely(probabilities, p)
+    last = (ordered.cumsum(dim=-1) < p).sum(dim=-1, keepdim=True).clamp(max=ordered.shape[-1] - 1)
+    return logits.masked_fill(probabilities < ordered.gather(-1, last), -torch.inf)
+
+
+def _most_likely(probabilities: torch.Tensor, p: float) -> torch.Tensor:
+    """The probabilities of each row from the largest on, at least as many as reach p.
+
+    Where the first LIKELY do, the others need no sorting. On a GPU, asking whether they do would wait for it.
+    """
+    if probabilities.device.type == "cpu" and LIKELY < probabilities.shape[-1]:
+        likely = probabilities.topk(LIKELY, dim=-1).values
+        if (likely.cumsum(dim=-1)[:, -1] >= p).all():
+            return likely
+    return probabilities.sort(dim=-1, descending=True).values
 
 
 def sample(
