@@ -2,18 +2,18 @@
 
 import logging
 import secrets
-import tempfile
 import time
 from collections import deque
 from contextlib import closing
-from pathlib import Path
 
 import gradio as gr
 
 from dalle_core import InputError, ModelError
 from dalle_core.augment import Progress, Row, archive, augment, cut_prompts, read_prompts, rows_of
 from demo import run
+from demo.gpu import on_gpu
 from demo.models import Models
+from demo.pictures import new_folder
 
 MAX_PROMPTS, MAX_PICTURES = 200, 1000  # in one go; the command has no such bounds
 MAX_TEXT = 500_000  # characters of the box of prompts
@@ -115,6 +115,7 @@ def build(models: Models, together: int) -> None:
         elem_id="augmented", elem_classes="notranslate", allow_preview=False, buttons=[], visible=False,
     )  # fmt: skip
 
+    @on_gpu(120)
     def draw(prompts, file, count, threshold, seed):
         """Streams a data set: prompts, one a line, and those of a CSV or TXT file; pictures of each; the least CLIP score
         of a picture that is kept (empty: any); the base seed (empty: a new one). Outputs: gallery, status, zip."""
@@ -124,8 +125,7 @@ def build(models: Models, together: int) -> None:
             least = parse_threshold(threshold)
             asked = run.parse_seed(seed, keep=True)
             asked = secrets.randbelow(2**32) if asked is None else asked
-            Path(download.GRADIO_CACHE).mkdir(parents=True, exist_ok=True)
-            folder = Path(tempfile.mkdtemp(dir=download.GRADIO_CACHE))
+            folder = new_folder(download.GRADIO_CACHE)
             out, target = folder / "pictures", folder / f"augmented_seed{asked}.zip"
             shown = deque(maxlen=LATEST)
             with models.drawing(models.source) as pipe:
@@ -172,11 +172,12 @@ def build(models: Models, together: int) -> None:
         said = f"Stopped. {number} pictures were kept until then." if number else "Stopped before a picture was kept."
         return run.said(said), gr.update(value=target if number else None, visible=number > 0), None
 
+    inputs, outputs = [prompts, file, count, threshold, seed], [latest, line, download, unpacked]
     event = go.click(
-        draw, [prompts, file, count, threshold, seed], [latest, line, download, unpacked], api_name="augment",
-        show_progress="minimal", show_progress_on=line, concurrency_id="sampling", concurrency_limit=together,
-        trigger_mode="once",
+        draw, inputs, outputs, api_visibility="private", show_progress="minimal", show_progress_on=line,
+        concurrency_id="sampling", concurrency_limit=together, trigger_mode="once",
     )  # fmt: skip
+    run.endpoint(draw, inputs, outputs, "augment", concurrency_id="sampling", concurrency_limit=together)
     for ended in (event.then, event.failure):  # `then` alone does not come after an error
         ended(pack, unpacked, [line, download, unpacked], queue=False, show_progress="hidden", api_visibility="private")
     stop.click(None, cancels=[event], queue=False, api_visibility="private")

@@ -11,6 +11,7 @@ from PIL import Image
 
 from dalle_core import InputError
 from demo import history, pool, run
+from demo.gpu import on_gpu
 from demo.models import Models
 from demo.pictures import enlarge
 from demo.tokens import tokens_of, with_grid
@@ -105,6 +106,7 @@ def build(models: Models, together: int, save_recipe: gr.Checkbox, tab: gr.Tab):
     paths, chosen = gr.State([]), gr.State(None)  # of the completions on show, best first; of the one that was clicked
     entry = gr.Textbox(elem_id="completed", elem_classes="offstage", show_label=False)  # for the history, by the page's script
 
+    @on_gpu(30)
     def take(path, side, rows):
         """A picture -> its tokens, and the cells that are kept at first."""
         pipe = models.pipe
@@ -118,6 +120,7 @@ def build(models: Models, together: int, save_recipe: gr.Checkbox, tab: gr.Tab):
     opening = dict(fn=take, inputs=[upload, side, rows], outputs=[tokens, keep, view], api_visibility="private")
     upload.input(**opening)
 
+    @on_gpu(30)
     def keep_edge(tokens, side, rows):
         mask = edge(models.pipe.grid_size, side, rows)
         return mask, shown_kept(models.pipe, tokens, mask) if tokens else None
@@ -127,6 +130,7 @@ def build(models: Models, together: int, save_recipe: gr.Checkbox, tab: gr.Tab):
         trigger_mode="always_last", api_visibility="private",
     )  # fmt: skip
 
+    @on_gpu(30)
     def paint(stroke, tokens, keep, brush):
         points = read_stroke(stroke)
         if not tokens or not points:
@@ -140,6 +144,7 @@ def build(models: Models, together: int, save_recipe: gr.Checkbox, tab: gr.Tab):
         js="(stroke, ...values) => [dallePaint.stroke(), ...values]",
     )  # fmt: skip
 
+    @on_gpu(60)
     def complete(tokens, keep, prompt, count, seed, save_recipe=True):
         """Streams completions: tokens [grid][grid] of a picture, keep [grid][grid] which of them stay."""
         pipe = models.pipe
@@ -166,6 +171,7 @@ def build(models: Models, together: int, save_recipe: gr.Checkbox, tab: gr.Tab):
         names = [item["path"] for item in items]
         yield shown, update.line + update.cut, names, names[0], gr.update(visible=True), history.to_entry(items)
 
+    @on_gpu(60)
     def complete_picture(picture, rows, prompt, count, seed):
         """Keeps the rows of tokens at the top of a picture and draws the rest for a prompt: candidates, best first."""
         grid, mask, _ = take(picture, "top", rows)

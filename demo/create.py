@@ -3,7 +3,6 @@
 import json
 import logging
 import secrets
-import tempfile
 from contextlib import closing
 from pathlib import Path
 
@@ -12,10 +11,11 @@ import torch
 
 from dalle_core import InputError, ModelError
 from demo import history, pool, run, tile, vote
+from demo.gpu import on_gpu
 from demo.models import Models, labelled
 from demo.models import facts as model_facts
 from demo.permalink import NAMES, read_query
-from demo.pictures import enlarge, save_png
+from demo.pictures import enlarge, new_folder, save_png
 from demo.pool import RANKED, SAMPLED, facts, gallery_items, in_order
 from demo.run import MAX_PROMPT, parse_seed, preview_every, said
 from demo.uploads import read_recipe
@@ -165,6 +165,7 @@ def build(models: Models, demo: gr.Blocks, together: int) -> None:
             best=gr.update(maximum=len(items), value=len(items)), rejected=False, **more,
         )  # fmt: skip
 
+    @on_gpu(60)
     def draw(prompt, negative, candidates, seed, keep_seed, temperature, top_k, top_p, guidance, every, order, drawn, model,
              save_recipe=True):  # fmt: skip
         """Streams the grid of each prompt, one a line. Outputs: gallery, seed, status and details of the best candidate."""
@@ -210,6 +211,7 @@ def build(models: Models, demo: gr.Blocks, together: int) -> None:
         yield grid(items, order, archive, notice=step.cut, progress=step.line, entry=history.to_entry(items),
                    stop=gr.update(interactive=False))  # fmt: skip
 
+    @on_gpu(60)
     def draw_like(prompt, negative, candidates, seed, keep_seed, temperature, top_k, top_p, guidance, every, order, drawn,
                   model, save_recipe, items, path):  # fmt: skip
         """Variations: half of the chosen picture's tokens are kept."""
@@ -229,6 +231,7 @@ def build(models: Models, demo: gr.Blocks, together: int) -> None:
         text = like["request"]["prompt"] if "\n" in (prompt or "").strip() else prompt  # several prompts: the picture's own
         yield from draw_one(text, asked, settings, model, order, save_recipe)
 
+    @on_gpu(60)
     def draw_more(items, model, order, save_recipe):
         """More candidates of the pool's own prompt and settings, with the next seed."""
         if not items:
@@ -248,6 +251,7 @@ def build(models: Models, demo: gr.Blocks, together: int) -> None:
         settings = request["settings"] | {"negative_prompt": request["negative_prompt"]}
         yield from draw_one(request["prompt"], following, settings, model, order, save_recipe, before=items)
 
+    @on_gpu(30)
     def open_entry(text, model, order, save_recipe):
         """An entry of the history, drawn again from its tokens."""
         try:
@@ -283,7 +287,8 @@ def build(models: Models, demo: gr.Blocks, together: int) -> None:
         [generate.click, prompt.submit, examples.click, vary.click, more.click], None, None, stop, api_visibility="private",
         js="() => ({ __type__: 'update', interactive: true })",
     )  # fmt: skip
-    clicked = gr.on([generate.click, prompt.submit], api_name="generate", **drawing)
+    clicked = gr.on([generate.click, prompt.submit], api_visibility="private", **drawing)
+    run.endpoint(draw, inputs, outputs, "generate", concurrency_id="sampling", concurrency_limit=together)
     filled = examples.click(lambda sample: sample[0], examples, prompt, api_visibility="private", queue=False)
     from_example = filled.then(api_visibility="private", **drawing)
     varied = vary.click(api_visibility="private", **drawing | {"fn": draw_like, "inputs": [*inputs, kept, path]})
@@ -407,6 +412,7 @@ def build(models: Models, demo: gr.Blocks, together: int) -> None:
         api_visibility="private",
     )  # fmt: skip
 
+    @on_gpu(30)
     def restore(file):
         """A saved picture -> the controls that drew it, and the picture itself, drawn from its tokens."""
         pipe = models.pipe
@@ -415,7 +421,7 @@ def build(models: Models, demo: gr.Blocks, together: int) -> None:
             image = enlarge(pipe.decode(torch.tensor(recipe["tokens"])))
         except InputError as error:
             raise run.sentence(error) from None
-        folder = Path(tempfile.mkdtemp(dir=gallery.GRADIO_CACHE))
+        folder = new_folder(gallery.GRADIO_CACHE)
         picture = str(save_png(image, recipe | {"model": pipe.name, "revision": pipe.revision}, folder))
         score = recipe["score"] if isinstance(recipe["score"], float) else None
         numbers = recipe["settings"]

@@ -5,14 +5,13 @@ import html
 import json
 import math
 import secrets
-import tempfile
 import zipfile
 from pathlib import Path
 
 import numpy as np
 
 from demo.permalink import query
-from demo.pictures import file_name
+from demo.pictures import file_name, new_folder
 
 RANKED, SAMPLED = "CLIP's order", "Order of sampling"
 MAX_POOL = 256  # candidates; "More" stops there
@@ -88,7 +87,7 @@ def manifest_line(item: dict) -> dict:
 def archive(items: list[dict], cache: str, save_recipe: bool = True) -> Path:
     """A zip of the pool's pictures, in a new folder below `cache`; with a manifest, `recipes.json`, if that is wanted."""
     best = items[0]
-    folder = Path(tempfile.mkdtemp(dir=cache))
+    folder = new_folder(cache)
     path = folder / file_name(best["request"]["prompt"], best["seed"], len(items)).replace(".png", ".zip")
     with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as zip_:  # PNGs are compressed already
         for item in items:

@@ -9,6 +9,7 @@ from PIL import Image, ImageDraw, ImageOps
 
 from dalle_core import InputError, image_tokenizer
 from demo import run
+from demo.gpu import on_gpu
 from demo.models import Models
 from demo.pictures import enlarge
 from demo.uploads import open_picture, picture_input, read_recipe
@@ -108,6 +109,7 @@ def build(models: Models) -> None:
 
     comparison = [tokens, shown, slider, wrong, table]
 
+    @on_gpu(30)
     def reconstruct(path):
         """A picture -> its tokens and its reconstruction."""
         pipe = models.pipe
@@ -119,13 +121,13 @@ def build(models: Models) -> None:
         return [*values, None, original, gr.update(value=None, interactive=False), gr.update(interactive=False)]
 
     outputs = [*comparison, cell, picture, number, change]
-    upload.input(reconstruct, upload, outputs, api_name="reconstruct")
+    upload.input(reconstruct, upload, outputs, api_visibility="private")
+    run.endpoint(reconstruct, [upload], outputs, "reconstruct")
 
-    def click(grid, event: gr.SelectData):
+    @on_gpu(30)
+    def at(grid, x, y):
+        """The cell at a point of the shown picture, and its token."""
         pipe = models.pipe
-        if not grid:
-            return [gr.skip()] * 4
-        x, y = event.index
         side = enlarge(Image.new("RGB", (pipe.image_size,) * 2)).width / pipe.grid_size
         row, column = (min(int(value / side), pipe.grid_size - 1) for value in (y, x))
         decoded = pipe.decode(torch.tensor(grid))
@@ -134,8 +136,12 @@ def build(models: Models) -> None:
             gr.update(value=grid[row][column], interactive=True), gr.update(interactive=True),
         ]  # fmt: skip
 
+    def click(grid, event: gr.SelectData):
+        return at(grid, *event.index) if grid else [gr.skip()] * 4
+
     shown.select(click, tokens, [cell, shown, number, change], show_progress="hidden", api_visibility="private")
 
+    @on_gpu(30)
     def replace(original, grid, cell, value):
         """Another token in the clicked cell."""
         pipe = models.pipe
