@@ -21,6 +21,7 @@ from dalle_core import downloads, memory
 from dalle_core import image_tokenizer as images
 from dalle_core.bart_prior import BartPrior
 from dalle_core.checkpoints import dalle_mini, min_dalle, mindalle
+from dalle_core.checkpoints.tensors import LAYERS, numbered, read_json, read_torch
 from dalle_core.downloads import Progress
 from dalle_core.errors import InputError, ModelError
 from dalle_core.gpt_prior import GPTPrior
@@ -34,6 +35,7 @@ EMBEDDED = Path(__file__).parent.parent / "assets" / "emoji"
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 PRIORS = {"GPTPrior": GPTPrior, "BartPrior": BartPrior}
 FORMATS = (min_dalle, dalle_mini, mindalle)
+LARGE = 2**16  # more than a picture has pixels a side; whole numbers of a config are that or a size of the weights
 
 # CLIPs that rank published models: small enough for a CPU, and the one that dalle-mini ranked with.
 CLIP_ON_CPU = "wkcn/TinyCLIP-ViT-40M-32-Text-19M-LAION400M"
@@ -120,7 +122,9 @@ def load(
     if clip == "none":
         pipe.register_modules(clip=None, clip_processor=None, clip_tokenizer=None)
     elif clip is not None or pipe.clip is None:
-        pipe.register_modules(**load_clip(clip or _usual_clip(device), dtype, tell))
+        folder = _clip_folder(clip or _usual_clip(device), tell)
+        pipe.register_modules(**load_clip(folder, dtype))
+        _check_clip(pipe, folder, folder)
     if eight_bit:
         quantize(pipe.prior)
     elif device.type == "cpu" and packed:
@@ -216,6 +220,8 @@ def _converted(format_, files: dict[str, Path], name: str, known: Model | None, 
     if tell is None:
         tell = partial(print, file=sys.stderr, flush=True)
     tell(f"Converting {name}, once…")
+    for path in files.values():
+        downloads.check_local(path)
     parts = format_.convert(files)
     licence = known.licence if known else format_.LICENCE
     pipe = DallePipeline(**parts, name=name, licence=licence, examples=list(known.examples if known else PUBLISHED_EXAMPLES))
@@ -245,7 +251,7 @@ def save(pipe: DallePipeline, target: Path, card: str | None = None) -> None:
 
 
 def _load_folder(folder: Path, dtype: torch.dtype, device: torch.device) -> DallePipeline:
-    index = _read_json(folder / "model_index.json")
+    index = read_json(folder / "model_index.json")
     if index.get("_class_name") != "DallePipeline":
         raise ModelError(f"{folder / 'model_index.json'} describes a {index.get('_class_name')}, not a DallePipeline.")
 
@@ -259,10 +265,11 @@ def _load_folder(folder: Path, dtype: torch.dtype, device: torch.device) -> Dall
     models = {"image_tokenizer": (VQModel, WEIGHTS), "prior": (prior, WEIGHTS)}
     if class_of("clip"):
         models["clip"] = (CLIPModel, "model.safetensors")
-    count = sum(_count(folder / name / file) for name, (_, file) in models.items())
+    shapes = [shape for name, (_, file) in models.items() for shape in _shapes(folder / name / file).values()]
+    count = sum(map(math.prod, shapes))
     memory.check_model(str(index.get("name", folder.name)), count, dtype, device)
     parts = {name: _load_model(folder / name, cls, file, dtype) for name, (cls, file) in models.items()}
-    _read_json(folder / "text_tokenizer" / "tokenizer.json")  # transformers would load a folder without it, and silently
+    read_json(folder / "text_tokenizer" / "tokenizer.json")  # transformers would load a folder without it, and silently
     try:
         parts["text_tokenizer"] = PreTrainedTokenizerFast.from_pretrained(folder / "text_tokenizer")
     except Exception as error:
@@ -294,9 +301,16 @@ def _revision(folder: Path) -> str:
     return digest.hexdigest()[:12]
 
 
-def load_clip(source: str, dtype: torch.dtype, tell: Progress | None = None) -> dict:
-    """clip, clip_processor and clip_tokenizer from a folder or Hub id in transformers' layout."""
-    folder = _clip_folder(source, tell)
+def load_clip(folder: Path, dtype: torch.dtype) -> dict:
+    """clip, clip_processor and clip_tokenizer from a folder in transformers' layout."""
+    path = folder / "model.safetensors"
+    if path.is_file():
+        shapes = _shapes(path)
+    else:  # as older repositories have it
+        path = folder / "pytorch_model.bin"
+        shapes = {key: tuple(value.shape) for key, value in read_torch(path).tensors.items()}
+    config = read_json(folder / "config.json")
+    _check_config(CLIPModel, config, folder / "config.json", shapes)
     try:
         clip, found = CLIPModel.from_pretrained(folder, dtype=dtype, output_loading_info=True, weights_only=True)
     except Exception as error:
@@ -306,6 +320,9 @@ def load_clip(source: str, dtype: torch.dtype, tell: Progress | None = None) -> 
         keys = sorted(str(key) for key in found[kind] if not str(key).endswith("position_ids"))
         if keys:
             raise ModelError(f"{folder}: {kind.replace('_', ' ')} in the CLIP weights: {keys[0]} ({len(keys)} in all).")
+    for key, value in clip.named_parameters():
+        if not torch.isfinite(value).all():
+            raise ModelError(f"{path}: {key} holds NaN or infinity. The file is damaged: download or save it again.")
     return {"clip": clip.eval()} | _clip_readers(folder, folder)
 
 
@@ -325,18 +342,20 @@ def _clip_folder(source: str, tell: Progress | None) -> Path:
 
 
 def _clip_readers(processor: Path, tokenizer: Path | None) -> dict:
-    _read_json(processor / "preprocessor_config.json")
+    read_json(processor / "preprocessor_config.json")
     try:
         return {
             "clip_processor": CLIPImageProcessorPil.from_pretrained(processor),
-            "clip_tokenizer": AutoTokenizer.from_pretrained(tokenizer) if tokenizer else None,
+            "clip_tokenizer": AutoTokenizer.from_pretrained(tokenizer, trust_remote_code=False) if tokenizer else None,
         }
     except Exception as error:
         raise ModelError(f"{processor}: the CLIP processor or its tokenizer cannot be read ({error}).") from None
 
 
 def _load_model(folder: Path, cls, file: str, dtype: torch.dtype):
-    config = _read_json(folder / "config.json")
+    config, path = read_json(folder / "config.json"), folder / file
+    found = _shapes(path)
+    _check_config(cls, config, folder / "config.json", found)
     own = {key: config.pop(key) for key in OWN_CONFIG if key in config}
     try:
         with torch.device("meta"):  # the structure alone: no memory, no random numbers
@@ -349,21 +368,15 @@ def _load_model(folder: Path, cls, file: str, dtype: torch.dtype):
     except Exception as error:
         raise ModelError(f"{folder / 'config.json'} does not describe a {cls.__name__}: {error}") from None
     expected = {key: tuple(value.shape) for key, value in model.state_dict().items()}
-    path = folder / file
-    if not path.is_file():
-        raise ModelError(f"{path} is missing: the model folder is not complete. Download or save it again.")
+    for key, shape in expected.items():
+        if key not in found:
+            raise ModelError(f"{path}: the key {key} is missing. The file belongs to another model or is damaged.")
+        if found[key] != shape:
+            raise ModelError(f"{path}: {key} has the shape {list(found[key])}, config.json asks for {list(shape)}.")
+    for key in found.keys() - expected.keys():
+        raise ModelError(f"{path}: the key {key} is unexpected. The file belongs to another model.")
     try:
         with safe_open(path, "pt") as weights:
-            found = {key: tuple(weights.get_slice(key).get_shape()) for key in weights.keys()}
-            for key, shape in expected.items():
-                if key not in found:
-                    raise ModelError(f"{path}: the key {key} is missing. The file belongs to another model or is damaged.")
-                if found[key] != shape:
-                    raise ModelError(
-                        f"{path}: {key} has the shape {list(found[key])}, config.json asks for {list(shape)}."
-                    )
-            for key in found.keys() - expected.keys():
-                raise ModelError(f"{path}: the key {key} is unexpected. The file belongs to another model.")
             state = {key: weights.get_tensor(key) for key in expected}
     except (SafetensorError, OSError) as error:
         raise ModelError(f"{path} cannot be read ({error}). It is damaged or incomplete: download it again.") from None
@@ -405,13 +418,57 @@ def _trial(model) -> None:
         model(zeros(1, model.config.text_length), zeros(1, model.config.image_length - 1))
 
 
-def _count(path: Path) -> int:
-    """Parameters in a safetensors file, from its header; 0 when it cannot be read, which loading will say."""
+def _shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """The shape of every tensor in a safetensors file, from its header. Raises ModelError when it cannot be read."""
+    if not path.is_file():
+        raise ModelError(f"{path} is missing: the model folder is not complete. Download or save it again.")
     try:
         with safe_open(path, "pt") as weights:
-            return sum(math.prod(weights.get_slice(key).get_shape()) for key in weights.keys())
-    except (SafetensorError, OSError):
-        return 0
+            return {key: tuple(weights.get_slice(key).get_shape()) for key in weights.keys()}
+    except (SafetensorError, OSError) as error:
+        raise ModelError(f"{path} cannot be read ({error}). It is damaged or incomplete: download it again.") from None
+
+
+def _check_config(cls, config: dict, path: Path, shapes: dict[str, tuple[int, ...]]) -> None:
+    """Before anything is built: what the file `path` says of sizes and layers must go with the shapes of the weights. A few
+    of its characters could otherwise ask for a million layers. Raises ModelError naming the file and the key."""
+    # What is said and what is found, of every key that a number of layers follows from.
+    if cls is VQModel:
+        channels, levels = config.get("block_out_channels"), numbered(shapes, "decoder.up_blocks.")
+        resnets = numbered(shapes, "decoder.up_blocks.0.resnets.")
+        claims = {"layers_per_block": (config.get("layers_per_block"), resnets - 1)}
+        if isinstance(channels, list):
+            claims["the length of block_out_channels"] = len(channels), levels
+        layers = levels * resnets
+    elif cls is CLIPModel:
+        claims, layers = {}, 0
+        for part in ("text", "vision"):
+            found = numbered(shapes, f"{part}_model.encoder.layers.")
+            for name in (f"{part}_config", f"{part}_config_dict"):  # the latter in older files
+                if isinstance(config.get(name), dict):
+                    claims[f"num_hidden_layers of {name}"] = config[name].get("num_hidden_layers"), found
+            layers += found
+    else:
+        prefixes = {"num_layers": "blocks."}
+        if cls is BartPrior:
+            prefixes = {"encoder_layers": "encoder.", "decoder_layers": "decoder."}
+        claims = {key: (config.get(key), numbered(shapes, prefix)) for key, prefix in prefixes.items()}
+        layers = sum(found for _, found in claims.values())
+    for key, (said, found) in claims.items():
+        if type(said) is int and said != found:  # what is left out has a small default; what is no number cannot be built
+            raise ModelError(
+                f"{path}: {key} is {str(said)[:20]}, but the weights have {max(found, 0)}. The two files do not belong together."
+            )
+    if layers > LAYERS:
+        raise ModelError(f"{path}: the weights beside it have {layers} layers; no model has more than {LAYERS}.")
+    largest = max([LARGE, *(size for shape in shapes.values() for size in shape)])
+    left = list(config.items())
+    while left:
+        key, value = left.pop()
+        if isinstance(value, (dict, list)):
+            left += value.items() if isinstance(value, dict) else [(key, entry) for entry in value]
+        elif isinstance(value, int) and abs(value) > largest:
+            raise ModelError(f"{path}: {str(key)[:40]} is {str(value)[:20]}, but no size of the weights is above {largest}.")
 
 
 def _check_sizes(pipe: DallePipeline, folder: Path) -> None:
@@ -429,35 +486,28 @@ def _check_sizes(pipe: DallePipeline, folder: Path) -> None:
     except Exception as error:
         raise ModelError(f"{folder / 'text_tokenizer'}: a prompt cannot be read with it ({error!r}).") from None
     if pipe.clip is not None:
-        _check_clip(pipe, folder)
+        tokenizer = "clip_tokenizer" if pipe.clip_tokenizer else "text_tokenizer"
+        _check_clip(pipe, folder / "clip_processor", folder / tokenizer)
 
 
-def _check_clip(pipe: DallePipeline, folder: Path) -> None:
+def _check_clip(pipe: DallePipeline, processor: Path, tokenizer: Path) -> None:
+    """CLIP and its readers, which stand in the folders `processor` and `tokenizer`, must belong together."""
     size = pipe.clip.config.vision_config.image_size
     try:
+        for key in ("size", "crop_size", "pad_size"):
+            sides = dict(getattr(pipe.clip_processor, key, None) or {})
+            if any(side > LARGE // 16 for side in sides.values()):
+                raise ValueError(f"{key} is {sides}")
         blank = Image.new("RGB", (pipe.image_size, pipe.image_size))
         found = tuple(pipe.clip_processor(images=[blank], return_tensors="pt")["pixel_values"].shape)
     except Exception as error:
-        raise ModelError(f"{folder / 'clip_processor'}: pictures cannot be read with it ({error}).") from None
+        raise ModelError(f"{processor}: pictures cannot be read with it ({error}).") from None
     if found != (1, 3, size, size):
-        raise ModelError(f"{folder / 'clip_processor'} makes pictures of the shape {list(found[1:])}, CLIP reads [3, {size}, {size}].")
+        raise ModelError(f"{processor} makes pictures of the shape {list(found[1:])}, CLIP reads [3, {size}, {size}].")
     texts = pipe.clip.config.text_config.vocab_size
-    tokenizer = pipe.clip_tokenizer or pipe.text_tokenizer
-    highest = max(tokenizer.get_vocab().values(), default=-1)
+    highest = max((pipe.clip_tokenizer or pipe.text_tokenizer).get_vocab().values(), default=-1)
     if highest >= texts:
-        raise ModelError(f"{folder}: CLIP's tokenizer has ids up to {highest}, CLIP only {texts} of them.")
-
-
-def _read_json(path: Path) -> dict:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ModelError(f"{path} is missing: this is not a complete model folder.") from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise ModelError(f"{path} cannot be read as JSON ({error}). Download or save it again.") from None
-    if not isinstance(content, dict):
-        raise ModelError(f"{path} must hold a JSON object.")
-    return content
+        raise ModelError(f"{tokenizer}: CLIP's tokenizer has ids up to {highest}, CLIP only {texts} of them.")
 
 
 def _device(device: str | None) -> torch.device:

@@ -142,6 +142,23 @@ def _bring_large(repo: str, file, progress: "_Bytes") -> None:
         os.replace(part, blob)
 
 
+def check_local(path: Path) -> None:
+    """A file that `hf download --local-dir` brought, against the SHA-256 that the command noted beside it: flax files hold
+    no sums of their own. What was changed since, or came otherwise, is left alone. Raises ModelError."""
+    note = path.parent / ".cache" / "huggingface" / "download" / f"{path.name}.metadata"
+    try:
+        _, sha, noted = note.read_text().split()  # revision, SHA-256 of a large file, time
+        changed = path.stat().st_mtime - 1 > float(noted)  # to a second, as huggingface_hub itself compares
+    except (OSError, ValueError):
+        return
+    if changed or not re.fullmatch("[0-9a-f]{64}", sha):
+        return
+    with path.open("rb") as content:
+        found = hashlib.file_digest(content, "sha256").hexdigest()
+    if found != sha:
+        raise ModelError(f"{path} is damaged (wrong checksum): remove it, and run `hf download` again.")
+
+
 def _explained(repo: str, revision: str | None, error: Exception) -> ModelError:
     """What happened, and what to do next."""
     if isinstance(error, DryRunError) and error.__cause__ is not None:

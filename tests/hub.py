@@ -7,6 +7,8 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+from huggingface_hub import constants, hf_api
+
 SHA = "0123456789abcdef0123456789abcdef01234567"
 
 
@@ -25,6 +27,14 @@ class Hub:
 
     def add(self, repo: str, folder: Path) -> None:
         self.repos[repo] = {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def use(url: str, monkeypatch) -> None:
+    """Makes huggingface_hub ask the Hub at this address, for one test."""
+    monkeypatch.setattr(constants, "ENDPOINT", url)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", url + "/{repo_id}/resolve/{revision}/{filename}")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(hf_api.api, "endpoint", url)
 
 
 @contextmanager

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import dalle_core
-from dalle_core import ModelError
+from dalle_core import BartPrior, ModelError, catalogue
 
 WEIGHTS = "prior/diffusion_pytorch_model.safetensors"
 
@@ -98,6 +98,62 @@ def test_a_config_that_cannot_work_is_named_at_loading_not_at_drawing(saved, fil
         content[key] = content[key] | value if isinstance(content[key], dict) and isinstance(value, dict) else value
     (saved / file).write_text(json.dumps(content))
     with pytest.raises(ModelError, match=named):
+        dalle_core.load(saved)
+
+
+@pytest.mark.parametrize(
+    "file, changes, named",
+    [
+        ("prior/config.json", {"num_layers": 10**6}, "num_layers is 1000000, but the weights have 2"),
+        ("prior/config.json", {"hidden_size": 10**9}, "hidden_size is 1000000000, but no size of the weights is above 65536"),
+        ("prior/config.json", {"text_length": 10**4000}, "text_length is 10000000000000000000, but"),
+        ("image_tokenizer/config.json", {"layers_per_block": 10**6}, "layers_per_block is 1000000, but the weights have 1"),
+        ("image_tokenizer/config.json", {"block_out_channels": [16] * 10**5}, "block_out_channels is 100000, but the weights have 3"),
+        ("image_tokenizer/config.json", {"block_out_channels": [16, 10**9, 16]}, "block_out_channels is 1000000000"),
+        ("image_tokenizer/config.json", {"num_vq_embeddings": 10**9}, "num_vq_embeddings is 1000000000"),
+        ("clip/config.json", {"vision_config": {"num_hidden_layers": 10**6}}, "num_hidden_layers of vision_config is 1000000"),
+        ("clip/config.json", {"vision_config": {"image_size": 10**9}}, "image_size is 1000000000"),
+        ("clip/config.json", {"text_config": {"num_labels": 10**9}}, "num_labels is 1000000000"),
+        ("clip_processor/preprocessor_config.json", {"size": {"height": 10**6}}, "pictures cannot be read with it .size is"),
+        ("model_index.json", {"defaults": {"num_candidates": 10**9}}, "num_candidates is '1000000000'"),
+    ],
+)  # fmt: skip
+def test_absurd_sizes_are_refused_before_anything_is_built(saved, file, changes, named, monkeypatch):
+    content = json.loads((saved / file).read_text())
+    for key, value in changes.items():
+        content[key] = content[key] | value if isinstance(value, dict) else value
+    (saved / file).write_text(json.dumps(content))
+    modules, start = [], torch.nn.Module.__init__
+
+    def counted(module, *arguments, **options):
+        modules.append(None)
+        assert len(modules) < 2000  # a sound model of this size has some hundreds
+        start(module, *arguments, **options)
+
+    monkeypatch.setattr(torch.nn.Module, "__init__", counted)
+    with pytest.raises(ModelError, match=named) as error:
+        dalle_core.load(saved)
+    assert file.split("/")[0] in str(error.value) and len(str(error.value)) < 1000
+
+
+def test_layers_of_an_encoder_and_decoder_are_counted_too(tmp_path):
+    shapes = {"encoder.0.glu.ln0.bias": (8,), "encoder.1.glu.ln0.bias": (8,), "decoder.0.glu.ln0.bias": (8,), "head.weight": (70_000, 8)}
+    config = {"encoder_layers": 2, "decoder_layers": 1, "image_vocab_size": 70_000}
+    catalogue._check_config(BartPrior, config, tmp_path / "config.json", shapes)
+    for key, value in (("encoder_layers", 10**6), ("decoder_layers", 2), ("image_vocab_size", 70_001)):
+        with pytest.raises(ModelError, match=f"config.json: {key} is {value}"):
+            catalogue._check_config(BartPrior, config | {key: value}, tmp_path / "config.json", shapes)
+    # Weights that go with it, but of no model: a name and an empty tensor are a few bytes, a layer is not.
+    shapes |= {f"decoder.{i}.x": (0,) for i in range(1500)}
+    with pytest.raises(ModelError, match="have 1502 layers; no model has more than 1000"):
+        catalogue._check_config(BartPrior, config | {"decoder_layers": 1500}, tmp_path / "config.json", shapes)
+
+
+def test_a_config_of_endless_length_is_not_read(saved):
+    path = saved / "prior" / "config.json"
+    with path.open("ab") as file:
+        file.truncate(2**30)  # takes no room on the disk
+    with pytest.raises(ModelError, match="prior/config.json is longer than any of a model"):
         dalle_core.load(saved)
 
 

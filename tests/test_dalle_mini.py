@@ -1,20 +1,25 @@
 """dalle-mini's flax files, written by flax itself: the same tensors as min-dalle's reader gives, the same pixels."""
 
 import json
+import os
 
+import huggingface_hub
 import msgpack
 import numpy as np
 import pytest
 import torch
 from flax.serialization import to_bytes
+from huggingface_hub import constants
 from tokenizers import ByteLevelBPETokenizer
 from tokenizers.processors import TemplateProcessing
 
-from dalle_core import ModelError, image_tokenizer, text_normalizer
+import dalle_core
+from dalle_core import ModelError, downloads, image_tokenizer, text_normalizer
 from dalle_core.checkpoints import dalle_mini, min_dalle
 from dalle_core.checkpoints.tensors import read_torch
 from dalle_core.engine import SamplingSettings, Together, generate
 from dalle_core.text_tokenizer import encode_prompts
+from tests import hub as local
 from tests import plain
 from tests.published import MinDalleFiles, load_published
 
@@ -154,6 +159,35 @@ def test_vqgan_pixels_and_tokens(pipe, vqgan_of_mini):
     assert (ours == peer.tokens(pixels)).float().mean() > 0.98  # among 16,384 random codes some are as near
 
 
+def test_the_folder_that_hf_download_makes(folder, tmp_path, monkeypatch):
+    """As the README says: the model's repository into a folder, that of the VQGAN into `vqgan` inside it."""
+    mini = tmp_path / "mini"
+    with local.serve() as (hub, url):
+        local.use(url, monkeypatch)
+        monkeypatch.setattr(constants, "HF_HOME", str(tmp_path / "home"))
+        hub.add("dalle-mini/dalle-mini", folder)
+        weights = hub.repos["dalle-mini/dalle-mini"].pop("vqgan/flax_model.msgpack")
+        hub.repos["dalle-mini/dalle-mini"] |= {"README.md": b"# mini", "enwiki-words-frequency.txt": b"the 1", "merges.txt": b""}
+        hub.repos["dalle-mini/vqgan_imagenet_f16_16384"] = {"flax_model.msgpack": weights, "config.json": b"{}"}
+        huggingface_hub.snapshot_download("dalle-mini/dalle-mini", local_dir=mini)  # what the command calls
+        huggingface_hub.snapshot_download("dalle-mini/vqgan_imagenet_f16_16384", local_dir=mini / "vqgan")
+    assert (mini / ".cache" / "huggingface").is_dir() and (mini / "vqgan" / ".cache" / "huggingface").is_dir()
+
+    # A msgpack has no checksum of its own; the one that the command noted finds a bit that turned on the disk.
+    path = mini / "vqgan" / "flax_model.msgpack"
+    good, times = path.read_bytes(), path.stat()
+    bad = good[:-5] + bytes([good[-5] ^ 1]) + good[-4:]
+    path.write_bytes(bad)
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+    with pytest.raises(ModelError, match="vqgan/flax_model.msgpack is damaged .wrong checksum"):
+        dalle_core.load(mini, device="cpu", clip="none")
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns + 10**10))
+    downloads.check_local(path)  # changed after the download: it is the user's own
+    path.write_bytes(good)
+    pipe = dalle_core.load(mini, device="cpu", clip="none")
+    assert pipe.prior.config.hidden_size == 128 and image_tokenizer.has_encoder(pipe.image_tokenizer)
+
+
 def test_text_normalizer():
     """What dalle-mini's TextNormalizer gives, by reading its source rule by rule."""
     for text, expected in {
@@ -247,6 +281,8 @@ def test_wrong_keys_and_config_are_named(peer, folder, tmp_path):
     tree["model"]["encoder"]["layers"]["FlaxBartEncoderLayers"]["GLU_0"]["Dense_2"]["kernel"][1, 2, 3] = np.nan
     fails("layers.1.glu.fc2.weight holds NaN", tree)
     fails("d_model is 1024", d_model=1024)
+    fails("config.json: d_model is 1000000000, but the weights have 128", d_model=10**9)
+    fails("config.json: decoder_layers is 1000000, but the weights have 2", decoder_layers=10**6)
     fails("ln_positions is 'postln'", ln_positions="postln")
 
 

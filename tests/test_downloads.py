@@ -17,12 +17,9 @@ REPO = "someone/model"
 @pytest.fixture
 def hub(tmp_path, monkeypatch):
     with local.serve() as (hub, url):
-        monkeypatch.setattr(constants, "ENDPOINT", url)
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", url + "/{repo_id}/resolve/{revision}/{filename}")
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        local.use(url, monkeypatch)
         monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
         monkeypatch.setattr(constants, "HF_HOME", str(tmp_path))
-        monkeypatch.setattr(huggingface_hub.hf_api.api, "endpoint", url)
         hub.repos[REPO] = {"a.bin": b"a" * 3_000_000, "b.json": b"{}", "other.bin": b"x" * 1000}
         yield hub
 

@@ -2,15 +2,16 @@
 
 import io
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
-import huggingface_hub
 import pytest
 import torch
 from huggingface_hub import constants
 from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, PreTrainedTokenizerFast
 
@@ -92,27 +93,44 @@ def test_a_clip_that_is_not_here_says_so(peer):
         dalle_core.load(peer.folder)
 
 
-def test_a_clip_with_a_wrong_key_names_it(peer, clip_folder, tmp_path):
-    import shutil
+def test_what_is_wrong_with_a_clip_is_named(saved, clip_folder, tmp_path):
+    state = load_file(clip_folder / "model.safetensors")
+    config = json.loads((clip_folder / "config.json").read_text())
 
-    from safetensors.torch import load_file, save_file
+    def fails(message, weights=state, old=False, processor=None, **changed):
+        folder = tmp_path / str(len(list(tmp_path.iterdir())))
+        shutil.copytree(clip_folder, folder)
+        if old:
+            (folder / "model.safetensors").unlink()
+            torch.save(weights, folder / "pytorch_model.bin")
+        else:
+            save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+        (folder / "config.json").write_text(json.dumps(config | changed))
+        if processor:
+            path = folder / "preprocessor_config.json"
+            path.write_text(json.dumps(json.loads(path.read_text()) | processor))
+        with pytest.raises(ModelError, match=message):
+            dalle_core.load(saved, clip=str(folder))
 
-    broken = tmp_path / "clip"
-    shutil.copytree(clip_folder, broken)
-    state = load_file(broken / "model.safetensors")
-    state["intruder"] = state.pop("visual_projection.weight")
-    save_file(state, broken / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(ModelError, match="visual_projection.weight|intruder"):
-        dalle_core.load(peer.folder, clip=str(broken))
+    intruder = {"intruder" if key == "visual_projection.weight" else key: value for key, value in state.items()}
+    fails("visual_projection.weight|intruder", intruder)
+    deep = config["text_config"] | {"num_hidden_layers": 10**6}
+    for old in (False, True):
+        fails("NaN", state | {"logit_scale": torch.tensor(torch.nan)}, old)
+        fails("config.json: num_hidden_layers of text_config is 1000000, but the weights have 1", old=old, text_config=deep)
+        fails("config.json: num_hidden_layers of text_config_dict is 1000000", old=old, text_config_dict=deep)
+        fails("config.json: num_labels is 1000000000", old=old, num_labels=10**9)
+    fails("pictures cannot be read with it .size is", processor={"size": {"shortest_edge": 10**6}})
+    fails("makes pictures of the shape", processor={"crop_size": {"height": 64, "width": 64}})
+    (tmp_path / "nothing").mkdir()
+    with pytest.raises(ModelError, match="pytorch_model.bin is missing"):
+        dalle_core.load(saved, clip=str(tmp_path / "nothing"))
 
 
 @pytest.fixture
 def hub(monkeypatch):
     with local.serve() as (hub, url):
-        monkeypatch.setattr(constants, "ENDPOINT", url)
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", url + "/{repo_id}/resolve/{revision}/{filename}")
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setattr(huggingface_hub.hf_api.api, "endpoint", url)
+        local.use(url, monkeypatch)
         yield hub
 
 
@@ -180,8 +198,6 @@ def test_a_conversion_that_does_not_fit_and_one_that_cannot_be_saved(peer, home,
 
 
 def test_a_full_disk_is_said_before_converting(peer, monkeypatch):
-    import shutil
-
     usage = shutil.disk_usage("/")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
     with pytest.raises(ModelError, match="converted .* takes .* are free"):

@@ -143,7 +143,7 @@ def test_missing_unexpected_misshapen_and_nan_keys_name_themselves(small, file, 
     read(small.folder)
 
 
-def test_a_config_decides_heads_and_the_first_token(small):
+def test_a_config_decides_heads_and_the_first_token(small, monkeypatch):
     path = small.folder / "config.json"
     config, files = json.loads(path.read_text()), [small.folder / "encoder.pt", small.folder / "decoder.pt"]
 
@@ -153,7 +153,11 @@ def test_a_config_decides_heads_and_the_first_token(small):
     assert converted().num_heads == 1 and converted().start_token_id == 16384
     other = converted(encoder_attention_heads=4, decoder_attention_heads=4, decoder_start_token_id=16383)
     assert other.num_heads == 4 and other.start_token_id == 16383
+    monkeypatch.setattr(min_dalle, "empty_prior", lambda **sizes: pytest.fail("it was built"))
     for said, message in (
+        *(({key: 10**9}, f"config.json: {key} is 1000000000, but the weights have") for key in min_dalle.SAID),
+        ({"decoder_attention_heads": 10**9}, "config.json: the width 64 does not go into 1000000000 heads"),
+        ({"decoder_start_token_id": 10**9}, "none for the token 1000000000"),
         ({"d_model": 128}, "d_model is 128, but the weights have 64"),
         ({"encoder_layers": 2}, "encoder_layers is 2"),
         ({"decoder_attention_heads": 3}, "does not go into 3 heads"),
@@ -170,6 +174,9 @@ def test_what_claims_more_than_the_file_holds_is_not_allocated(small):
     state = torch.load(path, weights_only=True)
     torch.save(state | {"embed_tokens.weight": torch.zeros(1, 1).expand(2**40, 64)}, path)
     with pytest.raises(ModelError, match="encoder.pt declares more numbers than it holds"):
+        read(small.folder)
+    torch.save(state | {f"layers.{i}.x": torch.zeros(1) for i in range(1500)}, path)
+    with pytest.raises(ModelError, match="encoder.pt: it has 1500 of layers.0, layers.1"):
         read(small.folder)
     torch.save(state | {"embed_tokens.weight": torch.zeros(0, 64)}, path)
     with pytest.raises(ModelError, match=r"embed_tokens.weight has the shape \[0, 64\]"):
@@ -283,9 +290,10 @@ def test_the_full_shapes_of_mini(tmp_path, monkeypatch):
     ids = encode_prompts(pipe.text_tokenizer, ["the red fox and a cat"], 64, "min-dalle")
     states, text = pipe.prior.encode_text(ids)[0], ids[0] != 1
     torch.testing.assert_close(states[0, text], full.encode(ids)[0, text], atol=1e-4, rtol=0)
-    tokens = torch.randint(16384, (1, 255))
+    generator = torch.Generator().manual_seed(1)
+    tokens = torch.randint(16384, (1, 255), generator=generator)
     torch.testing.assert_close(pipe.prior(ids, tokens)[0], full.logits(ids, tokens), atol=1e-4, rtol=0)
-    tokens = torch.randint(16384, (1, 256))
+    tokens = torch.randint(16384, (1, 256), generator=generator)
     expected = full.detoker.forward(False, tokens) / 255
     pixels = image_tokenizer.decode(pipe.image_tokenizer, tokens.view(1, 16, 16))[0].permute(1, 2, 0)
     torch.testing.assert_close((pixels + 1) / 2, expected, atol=1e-4, rtol=0)

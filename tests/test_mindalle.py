@@ -11,6 +11,7 @@ from tokenizers.implementations import CharBPETokenizer
 
 from dalle_core import ModelError, image_tokenizer
 from dalle_core.checkpoints import mindalle
+from dalle_core.checkpoints.tensors import read_torch
 from dalle_core.engine import SamplingSettings, Together, generate
 from dalle_core.text_tokenizer import encode_prompts, fit_prompt
 from tests import plain
@@ -114,13 +115,38 @@ def test_what_is_wrong_is_named(tmp_path):
     fails("ln_f.bias holds NaN", stage2=stage2 | {"ln_f.bias": torch.full((128,), torch.nan)})
     fails("n_layers is 3", config={"stage2": {"hparams": CONFIG["stage2"]["hparams"] | {"n_layers": 3}}})
     fails("n_heads is 3", config={"stage2": {"hparams": CONFIG["stage2"]["hparams"] | {"n_heads": 3}}})
-    bomb = [["lol"] * 9]
-    for _ in range(40):  # aliases: a short file, 9**40 words when printed
-        bomb.append([bomb[-1]] * 9)
-    fails("n_layers must be a whole number", config={"stage2": {"hparams": CONFIG["stage2"]["hparams"] | {"n_layers": bomb[-1]}}})
+    for key in ("n_layers", "embed_dim", "ctx_len_txt", "ctx_len_img"):
+        fails(f"config.yaml: {key} is 1000000000, but", config={"stage2": {"hparams": CONFIG["stage2"]["hparams"] | {key: 10**9}}})
+    fails("config.yaml: n_heads is 1000000000", config={"stage2": {"hparams": CONFIG["stage2"]["hparams"] | {"n_heads": 10**9}}})
+    fails("n_layers must be a whole number", config={"stage2": {"hparams": {"n_layers": 10**4000}}})
+    fails("n_layers must be a whole number", config={"stage2": {"hparams": {"n_layers": "many"}}})
     fails("gelu_use_approx", config={"stage2": {"hparams": {"gelu_use_approx": True}}})
     stage1 = plain.vqgan_state()
     fails("encoder.norm_out.bias is missing", stage1={k: v for k, v in stage1.items() if k != "encoder.norm_out.bias"})
+    # Shapes of which a few bytes ask for 39 GB, or for what no norm can do, or for a model that takes all day to build.
+    first, last = "decoder.up.0.block.0.conv1.weight", "decoder.up.4.block.0.conv1.weight"
+    fails("stage1_last.ckpt: .* has the shape", stage1=stage1 | {first: torch.zeros(2**15, 1, 1, 1)})
+    fails("stage1_last.ckpt: there is no VQGAN of its sizes", stage1=stage1 | {last: torch.zeros(33, 1, 1, 1)})
+    blocks = {f"decoder.up.0.block.{i}.x": torch.zeros(1) for i in range(300)}
+    fails("stage1_last.ckpt: decoder.up has 5 levels of 300 blocks", stage1=stage1 | blocks)
+    layers = {f"blocks.{i}.x": torch.zeros(1) for i in range(1500)}
+    fails("stage2_last.ckpt: it has 1500 of blocks.0, blocks.1", stage2=stage2 | layers)
+
+
+def test_a_config_is_never_longer_in_memory_than_on_the_disk(folder, tmp_path):
+    """YAML's aliases let each line stand for nine times the one before: 9**12 entries here."""
+    path = tmp_path / "config.yaml"
+    lines = ["l0: &l0 {a: 1}"] + [f"l{i}: &l{i} {{<<: [{', '.join([f'*l{i - 1}'] * 9)}]}}" for i in range(1, 13)]
+    file = read_torch(folder / "stage2_last.ckpt", "state_dict")
+    for text, message in (
+        ("\n".join(lines), "config.yaml cannot be read .it has aliases"),
+        ("#" * 2**21, "config.yaml cannot be read .it is longer than 1 MB"),
+        ("[" * 5000, "config.yaml cannot be read"),
+        (f"stage2: {{hparams: {{n_layers: 0x{'f' * 20_000}}}}}", "config.yaml: n_layers must be a whole number"),
+    ):
+        path.write_text(text)
+        with pytest.raises(ModelError, match=message):
+            mindalle.convert_prior(file, path)
 
 
 def test_a_training_state_is_refused_with_the_way_to_its_weights(tmp_path):

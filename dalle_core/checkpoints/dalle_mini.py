@@ -16,8 +16,7 @@ from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
 from dalle_core.checkpoints import min_dalle, vqgan
-from dalle_core.checkpoints.min_dalle import read_json
-from dalle_core.checkpoints.tensors import Tensors, need
+from dalle_core.checkpoints.tensors import LAYERS, Tensors, need, read_json
 from dalle_core.errors import ModelError
 
 GOLDEN = {"Donald Trump in Animal Crossing": [0, 7083, 3252, 91, 2203, 7807, 2]}
@@ -76,7 +75,6 @@ def text_tokenizer(path: Path) -> PreTrainedTokenizerFast:
 # ---------------------------------------------------------------- msgpack
 
 NESTING = 32  # published files are 8 deep
-LAYERS = 1000  # more than any model has
 DTYPES = {"float32": np.float32, "float16": np.float16, "bfloat16": np.uint16}
 
 

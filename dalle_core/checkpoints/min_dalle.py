@@ -5,7 +5,6 @@ Hub's repository holds both models in one folder, mini's files with `_mini` in t
 `dalle_bart_mini` or `dalle_bart_mega`, with the image tokenizer in `vqgan` beside them. There is no encoder of images.
 """
 
-import json
 import logging
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from transformers import PreTrainedTokenizerFast
 
 from dalle_core.bart_prior import BartPrior
 from dalle_core.checkpoints import vqgan
-from dalle_core.checkpoints.tensors import Tensors, need, read_torch
+from dalle_core.checkpoints.tensors import Tensors, need, read_json, read_torch
 from dalle_core.errors import ModelError
 from dalle_core.text_normalizer import NORMALIZERS
 
@@ -87,13 +86,18 @@ def convert_prior(encoder: Tensors, decoder: Tensors, said: dict | None = None, 
     embedded, _ = decoder.shape("embed_tokens.weight", 2)
     heads = said.get("decoder_attention_heads", hidden // HEAD_SIZE)
     if type(heads) is not int or heads < 1 or hidden % heads:
-        raise ModelError(f"{encoder.path}: the width {hidden} does not go into {str(heads)[:20]} heads.")
+        raise ModelError(
+            f"{config or encoder.path}: the width {hidden} does not go into {str(heads)[:20]} heads (decoder_attention_heads)."
+        )
     start_token_id = said.get("decoder_start_token_id", IMAGE_TOKENS)
     if type(start_token_id) is not int or start_token_id < 0:
         raise ModelError(f"{config}: decoder_start_token_id is {str(start_token_id)[:20]}, which is no token.")
     if embedded <= start_token_id:
-        raise ModelError(f"{decoder.path}: embed_tokens.weight has {embedded} rows, none for the token {start_token_id}.")
-    prior = empty_prior(
+        raise ModelError(
+            f"{decoder.path}: embed_tokens.weight has {embedded} rows, none for the token {str(start_token_id)[:20]} "
+            "(decoder_start_token_id)."
+        )
+    sizes = dict(
         text_vocab_size=text_vocabulary,
         text_length=text_length,
         image_vocab_size=min(IMAGE_TOKENS, embedded - 1),
@@ -107,11 +111,12 @@ def convert_prior(encoder: Tensors, decoder: Tensors, said: dict | None = None, 
         start_token_id=start_token_id,
     )
     for theirs, ours in SAID.items():
-        if theirs in said and said[theirs] != prior.config[ours]:
+        if theirs in said and said[theirs] != sizes[ours]:
             raise ModelError(
-                f"{config}: {theirs} is {str(said[theirs])[:20]}, but the weights have {prior.config[ours]}. The two files do "
+                f"{config}: {theirs} is {str(said[theirs])[:20]}, but the weights have {sizes[ours]}. The two files do "
                 "not belong together."
             )
+    prior = empty_prior(**sizes)
     fill(prior, encoder, decoder)
     return prior
 
@@ -210,13 +215,3 @@ def check_golden(tokenizer, normalizer: str, golden: dict[str, list[int]], path:
         ours = tokenizer(NORMALIZERS[normalizer](prompt))["input_ids"]
         if ours != ids:
             log.warning("%s: %r gives the ids %s, where %s were published.", path, prompt, ours, ids)
-
-
-def read_json(path: Path) -> dict:
-    try:
-        content = json.loads(need(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise ModelError(f"{path} cannot be read as JSON ({error}). Download it again.") from None
-    if not isinstance(content, dict):
-        raise ModelError(f"{path} must hold a JSON object.")
-    return content

@@ -17,6 +17,7 @@ from dalle_core.errors import ModelError
 from dalle_core.gpt_prior import GPTPrior
 
 HEAD_SIZE = 64
+CONFIG_BYTES = 2**20  # it is a page of text
 LICENCE = "CC-BY-NC-SA-4.0 (non-commercial)"
 DEFAULTS = {"num_candidates": 16, "temperature": 1.0, "top_k": 256, "top_p": 1.0, "guidance_scale": 1.0}
 
@@ -55,14 +56,14 @@ def convert_prior(file: Tensors, config: Path) -> GPTPrior:
             "ctx_len_img": image_length, "gelu_use_approx": False} | _hparams(config)  # fmt: skip
     heads = said["n_heads"]
     for key in ("n_heads", "embed_dim", "n_layers", "ctx_len_txt", "ctx_len_img"):
-        if type(said[key]) is not int:  # not printed: YAML's aliases make a short file's value as long as they like
-            raise ModelError(f"{config}: {key} must be a whole number.")
+        if type(said[key]) is not int or not 0 < said[key] < 10**12:  # not printed: it may be long
+            raise ModelError(f"{config}: {key} must be a whole number, and one that a model can have.")
     for key, found in (("embed_dim", width), ("n_layers", layers), ("ctx_len_txt", text_length), ("ctx_len_img", image_length)):
         if said[key] != found:
             raise ModelError(f"{config}: {key} is {said[key]}, but {file.path} has {found}.")
     if said["gelu_use_approx"]:
         raise ModelError(f"{config}: gelu_use_approx is not supported; no published model has it.")
-    if heads < 1 or width % heads:
+    if width % heads:
         raise ModelError(f"{config}: n_heads is {heads}, which does not divide the width {width}.")
 
     with torch.device("meta"):
@@ -97,7 +98,13 @@ def convert_prior(file: Tensors, config: Path) -> GPTPrior:
 def _hparams(config: Path) -> dict:
     """stage2.hparams of config.yaml."""
     try:
-        content = yaml.safe_load(need(config).read_text(encoding="utf-8")) or {}
+        if need(config).stat().st_size > CONFIG_BYTES:
+            raise ValueError(f"it is longer than {CONFIG_BYTES // 2**20} MB")
+        text = config.read_text(encoding="utf-8")
+        # A few lines of aliases can stand for more than any memory holds.
+        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, yaml.SafeLoader)):
+            raise ValueError("it has aliases, which no published one has")
+        content = yaml.safe_load(text) or {}
         hparams = (content.get("stage2") or {}).get("hparams") or {}
         return dict(hparams)
     except (OSError, ValueError, TypeError, AttributeError, RecursionError, yaml.YAMLError) as error:

@@ -1,5 +1,6 @@
 """Reading weights from foreign files: strictly, safely, and with errors that name file and key."""
 
+import json
 import pickle
 import zipfile
 from pathlib import Path
@@ -7,6 +8,9 @@ from pathlib import Path
 import torch
 
 from dalle_core.errors import ModelError
+
+LAYERS = 1000  # more than any model has: a file's keys may name as many as they like, and each takes time and memory
+JSON_BYTES = 2**26  # a text vocabulary, the longest of them, takes a few times 2**20
 
 
 class Tensors:
@@ -45,13 +49,21 @@ class Tensors:
             raise ModelError(f"{self.path}: the key {key} is unexpected ({len(self.tensors)} of them). It is another model.")
 
     def count(self, prefix: str) -> int:
-        """How many of `prefix`0, `prefix`1, ... there are."""
-        numbers = {key[len(prefix) :].split(".")[0] for key in self.tensors if key.startswith(prefix)}
-        return sum(number.isdecimal() for number in numbers)
+        """How many of `prefix`0, `prefix`1, ... there are. Raises ModelError when no model has so many."""
+        found = numbered(self.tensors, prefix)
+        if found > LAYERS:
+            raise ModelError(f"{self.path}: it has {found} of {prefix}0, {prefix}1, …; no model has more than {LAYERS}.")
+        return found
 
     def _present(self, key: str) -> None:
         if key not in self.tensors:
             raise ModelError(f"{self.path}: the key {key} is missing. The file is of another model, or damaged.")
+
+
+def numbered(keys, prefix: str) -> int:
+    """How many of `prefix`0, `prefix`1, ... the keys begin with."""
+    numbers = {key[len(prefix) :].split(".")[0] for key in keys if key.startswith(prefix)}
+    return sum(number.isdecimal() for number in numbers)
 
 
 def read_torch(path: Path, inside: str | None = None) -> Tensors:
@@ -96,3 +108,16 @@ def need(path: Path) -> Path:
     if not path.is_file():
         raise ModelError(f"{path} is missing: the folder is not complete. Download it again.")
     return path
+
+
+def read_json(path: Path) -> dict:
+    """The object in a file. Raises ModelError when there is none, or the file is longer than any of a model."""
+    try:
+        if need(path).stat().st_size > JSON_BYTES:
+            raise ModelError(f"{path} is longer than any of a model ({JSON_BYTES // 2**20} MB). Download or save it again.")
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ModelError(f"{path} cannot be read as JSON ({error}). Download or save it again.") from None
+    if not isinstance(content, dict):
+        raise ModelError(f"{path} must hold a JSON object.")
+    return content

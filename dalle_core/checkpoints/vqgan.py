@@ -5,9 +5,11 @@ decoder runs from the highest i down; diffusers counts its up blocks in running 
 convolutions there and by linear layers here.
 """
 
+import torch
 from diffusers import VQModel
 
-from dalle_core.checkpoints.tensors import Tensors
+from dalle_core.checkpoints.tensors import LAYERS, Tensors
+from dalle_core.errors import ModelError
 from dalle_core.image_tokenizer import drop_encoder, set_pixel_range
 
 
@@ -23,16 +25,22 @@ def convert(file: Tensors, pixels_from_zero: bool, codebook: str = "quantize.emb
     latent = file.shape("decoder.conv_in.weight", 4)[1]
     attention = [f"decoder.up.{i}.attn.0.norm.weight" in file for i in range(levels)]
     resnets = file.count("decoder.up.0.block.") - 1
-    model = VQModel(
-        down_block_types=tuple("AttnDownEncoderBlock2D" if a else "DownEncoderBlock2D" for a in attention),
-        up_block_types=tuple("AttnUpDecoderBlock2D" if a else "UpDecoderBlock2D" for a in reversed(attention)),
-        block_out_channels=tuple(channels),
-        layers_per_block=resnets,
-        latent_channels=latent,
-        vq_embed_dim=code_size,
-        num_vq_embeddings=codes,
-        sample_size=16 * 2 ** (levels - 1),
-    )
+    if levels * resnets > LAYERS:
+        raise ModelError(f"{file.path}: decoder.up has {levels} levels of {resnets + 1} blocks; no model has so many.")
+    try:
+        with torch.device("meta"):  # the structure alone: what a damaged file's shapes ask for is not allocated
+            model = VQModel(
+                down_block_types=tuple("AttnDownEncoderBlock2D" if a else "DownEncoderBlock2D" for a in attention),
+                up_block_types=tuple("AttnUpDecoderBlock2D" if a else "UpDecoderBlock2D" for a in reversed(attention)),
+                block_out_channels=tuple(channels),
+                layers_per_block=resnets,
+                latent_channels=latent,
+                vq_embed_dim=code_size,
+                num_vq_embeddings=codes,
+                sample_size=16 * 2 ** (levels - 1),
+            )
+    except Exception as error:  # of many kinds
+        raise ModelError(f"{file.path}: there is no VQGAN of its sizes ({error}). It is another model, or damaged.") from None
     if not with_encoder:
         drop_encoder(model)
     if pixels_from_zero:
@@ -46,7 +54,7 @@ def convert(file: Tensors, pixels_from_zero: bool, codebook: str = "quantize.emb
         else:
             state[key] = file.take(name, *shape)
     file.finish()
-    model.load_state_dict({key: value.float() for key, value in state.items()}, strict=True)
+    model.load_state_dict({key: value.float() for key, value in state.items()}, strict=True, assign=True)
     return model.eval()
 
 
