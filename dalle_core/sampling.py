@@ -26,8 +26,8 @@ def top_k_ids(logits: torch.Tensor, k: int) -> torch.Tensor:
 
 
 def keep_top_p(logits: torch.Tensor, p: float) -> torch.Tensor:
-    """Keeps the smallest set of tokens whose probabilities reach p (Holtzman et al. 2020), and those exactly as likely as
-    its least likely one. p = 1 keeps all."""
+    """Keeps the smallest set of tokens whose probabilities reach p (Holtzman et al. 2020), with those exactly as likely
+    as its least likely one. p = 1 keeps all."""
     if p >= 1:
         return logits
     probabilities = logits.softmax(dim=-1)

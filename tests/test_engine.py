@@ -1,5 +1,6 @@
-"""The engine equals a slow and obvious sampler; it stops when it is closed."""
+"""The engine equals a slow and obvious sampler; company changes nothing; it stops when it is closed."""
 
+import functools
 import threading
 import time
 from contextlib import contextmanager
@@ -10,10 +11,49 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dalle_core.bart_prior import BartPrior
 from dalle_core.engine import SamplingSettings, Together, generate
 from dalle_core.gpt_prior import GPTPrior
+from dalle_core.int8 import quantize
+from dalle_core.packed import pack
 from dalle_core.rows import ROW_MULTIPLE
 from dalle_core.sampling import candidate_uniforms, guide, sample
+
+VOCAB, LENGTH = 40, 9
+TEXT, NULL = torch.tensor([[5, 6, 3, 0]]), torch.tensor([[3, 0, 0, 0]])
+
+# The error of logits, as a share of their spread, that each way of holding the weights may have.
+TOLERANCE = {"float32": 1e-5, "packed": 1e-5, "bfloat16": 0.05, "int8": 0.1}
+
+
+@functools.cache
+def prior_of(kind: str, dtype: str = "float32") -> GPTPrior | BartPrior:
+    """A tiny prior, always of the same weights, held as `dalle_core.load` holds them ("packed": float32 packed)."""
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        if kind == "gpt":
+            prior = GPTPrior(20, 4, VOCAB, LENGTH, num_layers=2, num_heads=2, hidden_size=32).eval()
+            prior.head.weight.data.mul_(40)  # far from uniform
+        else:
+            prior = BartPrior(
+                20, 4, VOCAB, LENGTH, encoder_layers=1, decoder_layers=2, num_heads=2, hidden_size=32, ffn_size=48,
+                embedded_image_tokens=VOCAB + 1, start_token_id=VOCAB, pad_token_id=0,
+            ).eval()  # fmt: skip
+            prior.head.weight.data.mul_(6)
+    if dtype == "int8":
+        quantize(prior)
+    elif dtype != "float32":
+        prior.to(torch.bfloat16 if dtype == "bfloat16" else torch.float32)
+        pack(prior)
+    return prior
+
+
+NO_INT8 = not torch.backends.mkldnn.is_available() or torch.backends.cpu.get_cpu_capability() == "DEFAULT"
+kinds = pytest.mark.parametrize("kind", ["gpt", "bart"])
+dtypes = pytest.mark.parametrize(
+    "dtype",
+    ["float32", "packed", "bfloat16", pytest.param("int8", marks=pytest.mark.skipif(NO_INT8, reason="no kernels"))],
+)
 
 
 @torch.no_grad()
@@ -29,64 +69,77 @@ def slow_generate(prior, text_ids, null_ids, uniforms, settings, forced=None, ke
                 logits = prior(text_ids, tokens)[:, -1]
                 if settings.guidance_scale != 1:
                     logits = guide(logits, prior(null_ids, tokens)[:, -1], settings.guidance_scale)
-                token = sample(logits, row[position : position + 1], settings.temperature, settings.top_k, settings.top_p)
+                uniform = row[position : position + 1]
+                token = sample(logits, uniform, settings.temperature, settings.top_k, settings.top_p)
             tokens = torch.cat([tokens, token[:, None]], dim=1)
         results.append(tokens[0])
     return torch.stack(results)
 
 
-@pytest.fixture(scope="module")
-def prior():
-    torch.manual_seed(1)
-    prior = GPTPrior(20, 4, 40, 9, num_layers=2, num_heads=2, hidden_size=32).eval()
-    prior.head.weight.data.mul_(40)
-    return prior
+def uniforms_of(seed: int, indices) -> torch.Tensor:
+    return torch.stack([candidate_uniforms(seed, i, LENGTH) for i in indices])
 
 
-TEXT, NULL = torch.tensor([[5, 6, 3, 0]]), torch.tensor([[3, 0, 0, 0]])
+def draw(prior, uniforms, *arguments) -> torch.Tensor:
+    """The engine's tokens [B, N]."""
+    for tokens in generate(Together(prior), TEXT, NULL, uniforms, *arguments):
+        pass
+    return tokens
 
 
-@settings(max_examples=25, deadline=None)
-@given(
-    rows=st.integers(1, 5),
-    seed=st.integers(0, 2**63 - 1),
+FORCED = torch.arange(LENGTH) * 4
+samplings = st.builds(
+    SamplingSettings,
     temperature=st.sampled_from([0.0, 0.5, 1.0, 1.7]),
     top_k=st.sampled_from([0, 1, 5]),
     top_p=st.sampled_from([0.3, 1.0]),
-    scale=st.sampled_from([0.0, 1.0, 3.0]),
-    kept=st.lists(st.booleans(), min_size=9, max_size=9),
+    guidance_scale=st.sampled_from([0.0, 1.0, 3.0]),
 )
-def test_engine_equals_the_slow_sampler(prior, rows, seed, temperature, top_k, top_p, scale, kept):
-    sampling = SamplingSettings(temperature, top_k, top_p, scale)
-    uniforms = torch.stack([candidate_uniforms(seed, i, 9) for i in range(rows)])
-    forced, keep = torch.arange(9) * 4, torch.tensor(kept)
-    arguments = (TEXT, NULL, uniforms, sampling, forced, keep)
-    for tokens in generate(Together(prior), *arguments):
-        pass
-    assert torch.equal(tokens, slow_generate(prior, *arguments))
-    assert torch.equal(tokens[:, keep], forced[keep].expand(rows, -1))
+# Anything, or an upper part as on the page: a run of kept tokens, then none.
+keeps = st.one_of(
+    st.lists(st.booleans(), min_size=LENGTH, max_size=LENGTH),
+    st.integers(0, LENGTH).map(lambda lead: [True] * lead + [False] * (LENGTH - lead)),
+).map(torch.tensor)
+seeds = st.integers(0, 2**63 - 1)
 
 
-def test_tokens_appear_one_position_at_a_time(prior):
-    uniforms = torch.stack([candidate_uniforms(0, i, 9) for i in range(2)])
-    seen = [(tokens >= 0).sum(1).tolist() for tokens in generate(Together(prior), TEXT, NULL, uniforms, SamplingSettings())]
-    assert seen == [[i, i] for i in range(1, 10)]
+# ---------------------------------------------------------------- against the plain path
 
 
-def test_closing_stops_the_work_and_leaves_the_mode_alone(prior):
-    with counted_rows(prior) as rows:
-        steps = generate(Together(prior), TEXT, NULL, torch.rand(2, 9), SamplingSettings(guidance_scale=2.0))
-        next(steps), next(steps), next(steps)
-        assert not torch.is_inference_mode_enabled() and torch.is_grad_enabled()
-        steps.close()
-        assert rows == [2, ROW_MULTIPLE, ROW_MULTIPLE]  # the prompt and the null prompt, and two tokens
-        assert list(steps) == []
+@kinds
+@settings(max_examples=20, deadline=None)
+@given(rows=st.integers(1, 5), chunk=st.integers(1, 5), seed=seeds, sampling=samplings, keep=keeps)
+def test_engine_equals_the_slow_sampler(kind, rows, chunk, seed, sampling, keep):
+    """In chunks of any size, with tokens forced anywhere."""
+    prior, uniforms = prior_of(kind), uniforms_of(seed, range(rows))
+    tokens = torch.cat([draw(prior, part, sampling, FORCED, keep) for part in uniforms.split(chunk)])
+    assert torch.equal(tokens, slow_generate(prior, TEXT, NULL, uniforms, sampling, FORCED, keep))
+    assert torch.equal(tokens[:, keep], FORCED[keep].expand(rows, -1))
 
 
-def test_unguided_does_not_run_the_null_prompt(prior):
-    with counted_rows(prior) as rows:
-        list(generate(Together(prior), TEXT, NULL, torch.rand(1, 9), SamplingSettings(guidance_scale=1.0)))
-    assert rows == [1] + 8 * [ROW_MULTIPLE]
+@kinds
+@dtypes
+@settings(max_examples=5, deadline=None)
+@given(copies=st.integers(1, 5), guided=st.booleans(), lead=st.integers(0, LENGTH - 1), seed=st.integers(0, 1000))
+@torch.no_grad()
+def test_logits_are_those_of_the_plain_path(kind, dtype, copies, guided, lead, seed):
+    """Prefill and decode in each dtype, against whole sequences in float32, at every position."""
+    prompts = torch.cat([TEXT, NULL]) if guided else TEXT
+    images = torch.randint(VOCAB, (len(prompts) * copies, LENGTH - 1), generator=torch.Generator().manual_seed(seed))
+    images[:, :lead] = images[0, :lead].clone()
+    exact = prior_of(kind)(prompts.repeat_interleave(copies, dim=0), images)  # [P * copies, N, V]
+    prior = prior_of(kind, dtype)
+    cache, logits = prior.prefill(prompts, copies, images[0, :lead] if lead else None)
+    found = [logits]
+    for position in range(lead, LENGTH - 1):
+        found += prior.decode([(images[:, position], cache, position)])
+    error = torch.stack(found, dim=1).float() - exact[:, lead:]
+    assert error.std() < TOLERANCE[dtype] * exact.std()
+
+
+def test_tokens_appear_one_position_at_a_time():
+    steps = generate(Together(prior_of("gpt")), TEXT, NULL, uniforms_of(0, range(2)), SamplingSettings())
+    assert [(tokens >= 0).sum(1).tolist() for tokens in steps] == [[i, i] for i in range(1, 10)]
 
 
 @contextmanager
@@ -100,27 +153,114 @@ def counted_rows(prior):
         handle.remove()
 
 
-# ---------------------------------------------------------------- several requests in one pass
+def test_closing_stops_the_work_and_leaves_the_mode_alone():
+    with counted_rows(prior_of("gpt")) as rows:
+        steps = generate(Together(prior_of("gpt")), TEXT, NULL, torch.rand(2, 9), SamplingSettings(guidance_scale=2.0))
+        next(steps), next(steps), next(steps)
+        assert not torch.is_inference_mode_enabled() and torch.is_grad_enabled()
+        steps.close()
+        assert rows == [2, ROW_MULTIPLE, ROW_MULTIPLE]  # the prompt and the null prompt, and two tokens
+        assert list(steps) == []
 
 
-@settings(max_examples=15, deadline=None)
+@kinds
+def test_unguided_does_not_run_the_null_prompt(kind):
+    with counted_rows(prior_of(kind)) as rows:
+        draw(prior_of(kind), torch.rand(1, 9), SamplingSettings(guidance_scale=1.0))
+    assert rows == [1] + 8 * [ROW_MULTIPLE]
+
+
+@kinds
+def test_kept_tokens_at_either_end_cost_no_pass(kind):
+    keep = torch.tensor([True] * 4 + [False, True, False] + [True] * 2)
+    with counted_rows(prior_of(kind)) as rows:
+        draw(prior_of(kind), torch.rand(3, 9), SamplingSettings(guidance_scale=2.0), FORCED, keep)
+    assert rows == [2] + 2 * [ROW_MULTIPLE]  # prompts with four tokens; tokens 4 and 5; 6 is the last one drawn
+
+
+# ---------------------------------------------------------------- in company
+
+
+@kinds
+@dtypes
+@settings(max_examples=4, deadline=None)
+@given(sizes=st.lists(st.integers(1, 7), min_size=2, max_size=4), seed=seeds, sampling=samplings, keep=keeps)
+def test_chunks_change_nothing(kind, dtype, sizes, seed, sampling, keep):
+    prior, uniforms = prior_of(kind, dtype), uniforms_of(seed, range(sum(sizes)))
+    parts = [draw(prior, part, sampling, FORCED, keep) for part in uniforms.split(sizes)]
+    assert torch.equal(torch.cat(parts), draw(prior, uniforms, sampling, FORCED, keep))
+
+
+@kinds
+@dtypes
+@settings(max_examples=5, deadline=None)
 @given(
     requests=st.lists(
-        st.tuples(st.integers(1, 20), st.sampled_from([1.0, 3.0]), st.integers(0, 9), st.integers(0, 30)),
+        st.tuples(st.integers(1, 20), st.booleans(), st.integers(0, 7), st.integers(0, 6), st.integers(1, 8)),
         min_size=2, max_size=4,
     )
 )  # fmt: skip
-def test_requests_that_join_and_leave_change_nothing_for_the_others(prior, requests):
-    """Each request: candidates, guidance scale, the token after which it is cancelled (0: never), when it begins."""
+@torch.no_grad()
+def test_a_row_s_logits_are_the_same_in_any_company(kind, dtype, requests):
+    """Each request: candidates, guided or not, kept tokens at its start, the pass at which it joins, its passes until
+    it is cancelled. To the last bit."""
+    prior = prior_of(kind, dtype)
+
+    def begun(number, copies, guided, lead):
+        prompts = torch.cat([TEXT, NULL]) if guided else TEXT
+        generator = torch.Generator().manual_seed(number)
+        images = torch.randint(VOCAB, (len(prompts) * copies, LENGTH), generator=generator)
+        images[:, :lead] = images[0, :lead].clone()
+        return images, *prior.prefill(prompts, copies, images[0, :lead] if lead else None)
+
+    alone = []
+    for number, (copies, guided, lead, _, passes) in enumerate(requests):
+        images, cache, logits = begun(number, copies, guided, lead)
+        alone.append([logits])
+        for position in range(lead, min(lead + passes, LENGTH - 1)):
+            alone[-1] += prior.decode([(images[:, position], cache, position)])
+
+    drawn = {}
+    for tick in range(15):  # the last one that joins has left by then
+        steps, numbers = [], []
+        for number, (copies, guided, lead, joins, _) in enumerate(requests):
+            if tick == joins:
+                images, cache, logits = begun(number, copies, guided, lead)
+                drawn[number] = (images, cache, [logits])
+            if tick >= joins and len(drawn[number][2]) < len(alone[number]):
+                images, cache, logits = drawn[number]
+                position = lead + len(logits) - 1
+                steps.append((images[:, position], cache, position))
+                numbers.append(number)
+        if steps:
+            for number, logits in zip(numbers, prior.decode(steps)):
+                drawn[number][2].append(logits)
+    for number, expected in enumerate(alone):
+        found = drawn[number][2]
+        assert len(found) == len(expected) and all(torch.equal(a, b) for a, b in zip(found, expected))
+
+
+@kinds
+@settings(max_examples=8, deadline=None)
+@given(
+    requests=st.lists(
+        st.tuples(st.integers(1, 20), st.sampled_from([1.0, 3.0]), st.integers(0, 9), st.integers(0, 10), keeps),
+        min_size=2, max_size=4,
+    )
+)  # fmt: skip
+def test_requests_that_join_and_leave_change_nothing_for_the_others(kind, requests):
+    """Each request: candidates, guidance scale, the token after which it is cancelled (0: never), the milliseconds
+    after which it begins, what it keeps."""
+    prior = prior_of(kind)
     together, results, failures = Together(prior), {}, []
 
-    def uniforms(number, rows):
-        return torch.stack([candidate_uniforms(number, i, 9) for i in range(rows)])
+    def arguments(number, rows, scale, keep):
+        return uniforms_of(number, range(rows)), SamplingSettings(guidance_scale=scale), FORCED, keep
 
-    def draw(number, rows, scale, cancel_after, delay):
+    def work(number, rows, scale, cancel_after, delay, keep):
         try:
             time.sleep(delay / 1000)
-            steps = generate(together, TEXT, NULL, uniforms(number, rows), SamplingSettings(guidance_scale=scale))
+            steps = generate(together, TEXT, NULL, *arguments(number, rows, scale, keep))
             for count, tokens in enumerate(steps, 1):
                 if count == cancel_after:
                     steps.close()
@@ -129,26 +269,27 @@ def test_requests_that_join_and_leave_change_nothing_for_the_others(prior, reque
         except Exception as error:
             failures.append(error)
 
-    threads = [threading.Thread(target=draw, args=(number, *request)) for number, request in enumerate(requests)]
+    threads = [threading.Thread(target=work, args=(number, *request)) for number, request in enumerate(requests)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join(timeout=60)
-    assert failures == [] and len(results) == sum(cancel == 0 for _, _, cancel, _ in requests)
+    assert failures == [] and len(results) == sum(cancel == 0 for _, _, cancel, _, _ in requests)
     for number, tokens in results.items():
-        rows, scale, _, _ = requests[number]
-        alone = generate(Together(prior), TEXT, NULL, uniforms(number, rows), SamplingSettings(guidance_scale=scale))
-        assert torch.equal(tokens, list(alone)[-1])
+        rows, scale, _, _, keep = requests[number]
+        assert torch.equal(tokens, draw(prior, *arguments(number, rows, scale, keep)))
 
 
-def test_steps_of_several_threads_share_passes(prior):
+def test_steps_of_several_threads_share_passes():
+    prior = prior_of("gpt")
     together, passes = Together(prior), []
-    decode = prior.decode
-    together.prior = SimpleNamespace(prefill=prior.prefill, decode=lambda steps: passes.append(len(steps)) or decode(steps))
+    together.prior = SimpleNamespace(
+        prefill=prior.prefill, decode=lambda steps: passes.append(len(steps)) or prior.decode(steps)
+    )
     together.PATIENCE = 5.0
     barrier = threading.Barrier(3)
 
-    def draw():
+    def work():
         steps = generate(together, TEXT, NULL, torch.rand(2, 9), SamplingSettings())
         next(steps)
         barrier.wait()
@@ -157,7 +298,7 @@ def test_steps_of_several_threads_share_passes(prior):
         barrier.wait()
         steps.close()
 
-    threads = [threading.Thread(target=draw) for _ in range(3)]
+    threads = [threading.Thread(target=work) for _ in range(3)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -165,8 +306,47 @@ def test_steps_of_several_threads_share_passes(prior):
     assert sum(passes) == 3 * 7 and passes.count(3) >= 5
 
 
-def test_a_request_that_does_not_come_back_holds_nobody_up(prior):
+@pytest.mark.parametrize("cancelled", [True, False])
+def test_whoever_ends_is_not_waited_for(cancelled):
+    """With a patience that has no end: two requests share two passes, one ends, the other goes on."""
+    prior, passes, begun = prior_of("gpt"), [], threading.Event()
     together = Together(prior)
+    together.PATIENCE = None
+
+    def decode(steps):
+        passes.append(len(steps))
+        if len(passes) == 1:  # goes on when the other request's first step waits for the pass after
+            begun.set()
+            with together._changed:
+                assert together._changed.wait_for(lambda: together._waiting, timeout=30)
+        return prior.decode(steps)
+
+    together.prior = SimpleNamespace(prefill=prior.prefill, decode=decode)
+    keep = torch.arange(LENGTH) >= 3  # the last drawn token is 2: two passes
+
+    def stay():
+        list(generate(together, TEXT, NULL, torch.rand(2, 9), SamplingSettings()))
+
+    def end():
+        steps = generate(together, TEXT, NULL, torch.rand(2, 9), SamplingSettings(), FORCED, keep)
+        if cancelled:
+            next(steps), next(steps), next(steps)
+            steps.close()
+        else:
+            list(steps)
+
+    threads = [threading.Thread(target=target, daemon=True) for target in (stay, end)]
+    threads[0].start()
+    assert begun.wait(timeout=30)
+    threads[1].start()
+    for thread in threads:
+        thread.join(timeout=30)
+        assert not thread.is_alive()
+    assert passes == [1, 2, 2, 1, 1, 1, 1, 1]
+
+
+def test_a_request_that_does_not_come_back_holds_nobody_up():
+    together = Together(prior_of("gpt"))
     idle, busy = (generate(together, TEXT, NULL, torch.rand(2, 9), SamplingSettings()) for _ in range(2))
     next(idle), next(idle)
     done = threading.Thread(target=lambda: list(busy))
@@ -176,8 +356,8 @@ def test_a_request_that_does_not_come_back_holds_nobody_up(prior):
     assert len(list(idle)) == 7
 
 
-def test_an_error_in_a_shared_pass_reaches_every_request(prior):
-    together = Together(SimpleNamespace(prefill=prior.prefill, decode=lambda steps: 1 / 0))
+def test_an_error_in_a_shared_pass_reaches_every_request():
+    together = Together(SimpleNamespace(prefill=prior_of("gpt").prefill, decode=lambda steps: 1 / 0))
     steps = generate(together, TEXT, NULL, torch.rand(2, 9), SamplingSettings())
     next(steps)
     with pytest.raises(ZeroDivisionError):

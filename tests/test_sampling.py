@@ -4,7 +4,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dalle_core.sampling import candidate_uniforms, guide, keep_top_p, sample, top_k_ids
+from dalle_core.sampling import LIKELY, candidate_uniforms, guide, keep_top_p, sample, top_k_ids
 
 
 def test_uniforms_depend_on_seed_and_index_alone():
@@ -49,6 +49,22 @@ def test_top_k_and_top_p_keep_what_they_say():
     assert top_k_ids(logits, 2).tolist() == [[0, 2]]
     assert keep_top_p(torch.tensor([[0.5, 0.3, 0.2]]).log(), 0.6).isfinite().tolist() == [[True, True, False]]
     assert keep_top_p(logits, 1e-9).isfinite().sum() == 1
+
+
+@settings(max_examples=10, deadline=None)
+@given(st.floats(0.01, 0.999), st.integers(0, 1000), st.booleans())
+def test_top_p_keeps_what_its_definition_says(p, seed, rounded):
+    """Over a vocabulary that is not sorted as a whole where few tokens hold the mass; tokens as likely as each other
+    stay or go together; a row is the same beside one that needs the whole vocabulary."""
+    spread = torch.tensor([0.0, 0.1, 1.0, 3.0, 10.0, 100.0], dtype=torch.float64)[:, None]
+    logits = spread * torch.randn(6, 2 * LIKELY, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    logits = logits.round() if rounded else logits
+    kept = keep_top_p(logits, p)
+    for i, probabilities in enumerate(logits.softmax(dim=-1)):
+        more_likely = (probabilities > probabilities[:, None]).double() @ probabilities
+        assert torch.equal(kept[i].isfinite(), more_likely < p)
+        assert torch.equal(keep_top_p(logits[i : i + 1], p)[0], kept[i])
+    assert torch.equal(kept[kept.isfinite()], logits[kept.isfinite()])
 
 
 def test_top_k_draws_what_the_whole_vocabulary_without_the_others_would():
