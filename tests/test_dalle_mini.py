@@ -197,6 +197,8 @@ def test_text_normalizer():
         "#sunset_over: the (sea)": " sunset over, the, sea",
         'sooooo "good"': ' so " good "',
         "🦊 runs": " fox, runs",
+        "<PERSON>, <person> and <person> by the sea": " people by the sea",
+        "<person> smiles": " a person smiles",
     }.items():
         assert text_normalizer.dalle_mini(text) == expected
 
