@@ -1,9 +1,10 @@
 """A token's time against what the machine allows: DALL·E mini's decoder, random weights, at position 128 of 256.
 
-The limit is the larger of two times: reading every byte that a pass must read (weights once, each row's keys and values),
-at the bandwidth of this machine, and its floating-point operations, at the rate of this machine. Both rates are measured
-first: summing 256 MB, and a 2048 x 2048 x 2048 matrix product, the best of several. Rows are guided candidates, two each
-(a single unguided row for 1). Nothing else should be running. Ends in one JSON line.
+The limit is the larger of two times: reading every byte that a pass must read (weights once, each row's keys and
+values), at the bandwidth of this machine, and its operations, at the rate of this machine. Both rates are measured
+first: summing 256 MB, and a 2048 x 2048 x 2048 matrix product in the weights' dtype (int8: through the 8-bit layer,
+which rounds its input first), the best of several. 1 and 9 rows are unguided candidates of one prompt; 18 and 32 are
+guided ones, two rows each. Nothing else should be running. Ends in one JSON line.
 """
 
 import argparse
@@ -12,10 +13,11 @@ import os
 import time
 
 import torch
+from torch import nn
 
 from benchmarks.embedded import cpu_name
 from dalle_core.bart_prior import BartPrior
-from dalle_core.int8 import quantize
+from dalle_core.int8 import Int8Linear, quantize
 from dalle_core.packed import pack
 
 POSITION = 128
@@ -49,24 +51,33 @@ def decoding(prior: BartPrior, prompts: int, copies: int):
 @torch.inference_mode()
 def main() -> None:
     parser = argparse.ArgumentParser(description="A token's time against the machine's limit.")
-    parser.add_argument("--dtype", choices=["float32", "int8"], default="float32")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16", "int8"], default="float32")
     args = parser.parse_args()
     big, square = torch.ones(64_000_000), torch.randn(2048, 2048)
     bandwidth = 4 * len(big) / best_of(big.sum, 10)
-    rate = 2 * 2048**3 / best_of(lambda: square @ square, 10)
+    if args.dtype == "int8":
+        layer = Int8Linear(nn.Linear(2048, 2048, bias=False))
+        rate = 2 * 2048**3 / best_of(lambda: layer(square), 10)
+    else:
+        square = square.to(getattr(torch, args.dtype))
+        rate = 2 * 2048**3 / best_of(lambda: square @ square, 10)
     del big
 
     prior = mini_prior()
+    if args.dtype == "bfloat16":
+        prior.to(torch.bfloat16)
     config, weights = prior.config, [prior.head, *(layer for layer in prior.decoder)]
     weights = sum(p.numel() for part in weights for p in part.parameters() if p.ndim == 2)
     weights -= sum(layer.cross_attn.kv.weight.numel() for layer in prior.decoder)  # used once a prompt
-    pack(prior) if args.dtype == "float32" else quantize(prior)
+    quantize(prior) if args.dtype == "int8" else pack(prior)
+    weight_size = {"float32": 4, "bfloat16": 2, "int8": 1}[args.dtype]
+    cache_size = prior.dtype.itemsize
     found = []
-    for rows, prompts, copies in ((1, 1, 1), (2, 2, 1), (18, 2, 9), (32, 2, 16)):
+    for rows, prompts, copies in ((1, 1, 1), (9, 1, 9), (18, 2, 9), (32, 2, 16)):
         seconds = best_of(decoding(prior, prompts, copies), 20)
         positions = rows * (POSITION + 1) + prompts * config.text_length
-        caches = 2 * config.decoder_layers * positions * config.hidden_size * 4
-        reading = (weights * (4 if args.dtype == "float32" else 1) + caches) / bandwidth
+        caches = 2 * config.decoder_layers * positions * config.hidden_size * cache_size
+        reading = (weights * weight_size + caches) / bandwidth
         computing = 2 * rows * (weights + 2 * config.decoder_layers * (POSITION + 1 + config.text_length) * config.hidden_size) / rate
         limit = max(reading, computing)
         found.append(
