@@ -237,5 +237,6 @@ class BartPrior(ModelMixin, ConfigMixin):
 
     def _embed_image(self, image_ids):
         """[B, n] -> [B, n + 1, hidden]: the start token stands before image token 0."""
-        ids = F.pad(image_ids, (1, 0), value=self.config.start_token_id)
+        start = image_ids.new_full((len(image_ids), 1), self.config.start_token_id)
+        ids = torch.cat([start, image_ids], dim=1)
         return self.image_ln(self.image_embedding(ids) + self.image_position.weight[: ids.shape[1]])
