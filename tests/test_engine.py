@@ -27,17 +27,17 @@ TOLERANCE = {"float32": 1e-5, "packed": 1e-5, "bfloat16": 0.05, "int8": 0.1}
 
 
 @functools.cache
-def prior_of(kind: str, dtype: str = "float32") -> GPTPrior | BartPrior:
-    """A tiny prior, always of the same weights, held as `dalle_core.load` holds them ("packed": float32 packed)."""
+def prior_of(kind: str, dtype: str = "float32", width=32, heads=2, length=LENGTH) -> GPTPrior | BartPrior:
+    """A small prior, always of the same weights, held as `dalle_core.load` holds them ("packed": float32 packed)."""
     with torch.random.fork_rng():
         torch.manual_seed(1)
         if kind == "gpt":
-            prior = GPTPrior(20, 4, VOCAB, LENGTH, num_layers=2, num_heads=2, hidden_size=32).eval()
+            prior = GPTPrior(20, 4, VOCAB, length, num_layers=2, num_heads=heads, hidden_size=width).eval()
             prior.head.weight.data.mul_(40)  # far from uniform
         else:
             prior = BartPrior(
-                20, 4, VOCAB, LENGTH, encoder_layers=1, decoder_layers=2, num_heads=2, hidden_size=32, ffn_size=48,
-                embedded_image_tokens=VOCAB + 1, start_token_id=VOCAB, pad_token_id=0,
+                20, 4, VOCAB, length, encoder_layers=1, decoder_layers=2, num_heads=heads, hidden_size=width,
+                ffn_size=width * 3 // 2, embedded_image_tokens=VOCAB + 1, start_token_id=VOCAB, pad_token_id=0,
             ).eval()  # fmt: skip
             prior.head.weight.data.mul_(6)
     if dtype == "int8":
@@ -238,6 +238,23 @@ def test_a_row_s_logits_are_the_same_in_any_company(kind, dtype, requests):
     for number, expected in enumerate(alone):
         found = drawn[number][2]
         assert len(found) == len(expected) and all(torch.equal(a, b) for a, b in zip(found, expected))
+
+
+@kinds
+@dtypes
+@torch.no_grad()
+def test_every_row_of_a_pass_computes_the_same(kind, dtype):
+    """The same candidate in every slot, alone and among many, at the embedded model's width: bit for bit."""
+    prior, prompts = prior_of(kind, dtype, width=320, heads=5, length=64), torch.cat([TEXT, NULL])
+    images = torch.randint(VOCAB, (41,), generator=torch.Generator().manual_seed(0))
+
+    def logits(copies):  # [P, copies, V] of image token 41
+        cache, _ = prior.prefill(prompts, copies, images[:40])
+        return prior.decode([(images[40].repeat(2 * copies), cache, 40)])[0].unflatten(0, (2, copies))
+
+    alone = logits(1)
+    for copies in (2, 3, 8, 17, 40):
+        assert torch.equal(logits(copies), alone.expand(-1, copies, -1)), copies
 
 
 @kinds
