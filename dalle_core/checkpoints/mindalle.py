@@ -17,7 +17,7 @@ from dalle_core.errors import ModelError
 from dalle_core.gpt_prior import GPTPrior
 
 HEAD_SIZE = 64
-CONFIG_BYTES = 2**20  # it is a page of text
+CONFIG_BYTES, NESTING = 2**16, 32  # config.yaml is a page of text, three levels deep
 LICENCE = "CC-BY-NC-SA-4.0 (non-commercial)"
 DEFAULTS = {"num_candidates": 16, "temperature": 1.0, "top_k": 256, "top_p": 1.0, "guidance_scale": 1.0}
 
@@ -99,11 +99,15 @@ def _hparams(config: Path) -> dict:
     """stage2.hparams of config.yaml."""
     try:
         if need(config).stat().st_size > CONFIG_BYTES:
-            raise ValueError(f"it is longer than {CONFIG_BYTES // 2**20} MB")
-        text = config.read_text(encoding="utf-8")
-        # A few lines of aliases can stand for more than any memory holds.
-        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, yaml.SafeLoader)):
-            raise ValueError("it has aliases, which no published one has")
+            raise ValueError(f"it is longer than {CONFIG_BYTES // 2**10} kB")
+        text, depth = config.read_text(encoding="utf-8"), 0
+        for event in yaml.parse(text, yaml.SafeLoader):
+            # A few lines of aliases can stand for more than any memory holds; brackets take time with their depth squared.
+            if isinstance(event, yaml.AliasEvent):
+                raise ValueError("it has aliases, which no published one has")
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if depth > NESTING:
+                raise ValueError("it is nested without end")
         content = yaml.safe_load(text) or {}
         hparams = (content.get("stage2") or {}).get("hparams") or {}
         return dict(hparams)
