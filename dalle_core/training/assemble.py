@@ -47,10 +47,10 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=Path("data/emoji"), help="the emoji corpus (%(default)s)")
     parser.add_argument("--licence", default="CC-BY-4.0", help="of the weights (%(default)s)")
     parser.add_argument("--example", action="append", help="a prompt to show on the page; may be repeated")
-    parser.add_argument("--temperature", type=float, default=1.0)
+    parser.add_argument("--temperature", type=float, default=0.8)
     parser.add_argument("--top-k", type=int, default=100)
     parser.add_argument("--top-p", type=float, default=1.0)
-    parser.add_argument("--guidance-scale", type=float, default=2.0)
+    parser.add_argument("--guidance-scale", type=float, default=1.5)
     args = parser.parse_args()
     labels = sorted(args.labels.read_text(encoding="utf-8").splitlines()) if args.labels else emoji_names(args.data)
     pipe = DallePipeline(
