@@ -162,7 +162,8 @@ def build(models: Models, demo: gr.Blocks, together: int) -> None:
             gallery=gr.update(value=gallery_items(items, order), visible=True, elem_classes=ranks), kept=items,
             empty=gr.update(visible=False), detail=gr.update(visible=True), chosen=first["path"], path=first["path"],
             table=facts(first, items), download=first["path"], download_all=str(archive),
-            best=gr.update(maximum=len(items), value=len(items)), rejected=False, **more,
+            best=gr.update(maximum=max(len(items), 2), value=len(items)),  # Gradio makes no slider from 1 to 1
+            rejected=False, **more,
         )  # fmt: skip
 
     @on_gpu(60)
