@@ -121,7 +121,7 @@ def build(models: Models) -> None:
         return [*values, None, original, gr.update(value=None, interactive=False), gr.update(interactive=False)]
 
     outputs = [*comparison, cell, picture, number, change]
-    upload.input(reconstruct, upload, outputs, api_visibility="private")
+    upload.input(reconstruct, upload, outputs, api_name="reconstruct_upload", api_visibility="private")
     run.endpoint(reconstruct, [upload], outputs, "reconstruct")
 
     @on_gpu(30)
