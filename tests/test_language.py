@@ -16,7 +16,7 @@ CHINESE = language.CHINESE
 # Gradio's own texts, which stand in no source of the project.
 GRADIO = {
     "Drop Image Here", "Drop an image file here to upload", "Drop File Here", "- or -", "Click to Upload",
-    "Paste from Clipboard", "Error", "Warning", "Close", "Use via API", "Gradio footer navigation", "More tabs",
+    "Paste from Clipboard", "Error", "Warning", "Close", "Use via API or MCP", "Gradio footer navigation", "More tabs",
     "Reset to default value", "Fullscreen", "Exit fullscreen mode", "Undo", "undo", "Remove Image", "Upload file",
     "Click to upload or drop files", "Capture from camera", "Paste from clipboard", "Click to Access Webcam",
     "Empty value", "common.complete", "Uploading...", "Loading", "Clear", "Download", "Empty", "processing |",
