@@ -180,14 +180,16 @@ def build(models: Models, demo: gr.Blocks, together: int) -> None:
                 raise InputError(f"These are {len(lines)} prompts, one a line; up to {MAX_PROMPTS} are drawn in one go.")
         except (InputError, TypeError, ValueError) as error:
             raise run.sentence(error) from None
-        for line in lines:
+        *others, last = lines
+        for line in others:
             yield from draw_one(line, asked, settings, model, order, save_recipe)
-        if len(lines) > 1:
-            said = f"{len(lines)} prompts were drawn. This is the last; the others are in the history below."
-            yield update(notice=f'<div class="notice">{said}</div>')
+        said = f"{len(lines)} prompts were drawn. This is the last; the others are in the history below."
+        after = f'<div class="notice">{said}</div>' if others else ""
+        yield from draw_one(last, asked, settings, model, order, save_recipe, after=after)
 
-    def draw_one(text, asked, settings, model, order, save_recipe, before=()):
-        """One prompt; the new candidates join those of the pool `before`, which stays on show meanwhile."""
+    def draw_one(text, asked, settings, model, order, save_recipe, before=(), after=""):
+        """One prompt; the new candidates join those of the pool `before`, which stays on show meanwhile. `after`: HTML that
+        the notice ends with."""
         with closing(run.draw(models, model, gallery.GRADIO_CACHE, text, asked, save_recipe, **settings)) as steps:
             for step in steps:
                 changes = {}
@@ -209,7 +211,7 @@ def build(models: Models, demo: gr.Blocks, together: int) -> None:
         except OSError as error:
             raise gr.Error(f"The pictures could not be zipped: {error.strerror or error}.", print_exception=False) from None
         # The notice again: a client of the endpoint reads only this last update.
-        yield grid(items, order, archive, notice=step.cut, progress=step.line, entry=history.to_entry(items),
+        yield grid(items, order, archive, notice=step.cut + after, progress=step.line, entry=history.to_entry(items),
                    stop=gr.update(interactive=False))  # fmt: skip
 
     @on_gpu(60)

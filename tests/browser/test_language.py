@@ -11,7 +11,7 @@ from tests.browser.steps import captions, open_tab
 
 # Words that stay: the field's own, formats, units, the model's name, Gradio.
 KEPT = (
-    "DALL CLIP Top PNG JPEG WebP GIF BMP JSON CSV TXT UTF zip PSNR API float32 cpu Shift Enter tiny HF_HOME Gradio".split()
+    "DALL CLIP Top PNG JPEG WebP GIF BMP JSON CSV TXT UTF zip PSNR API MCP float32 cpu Shift Enter tiny HF_HOME Gradio".split()
 )
 # Visible texts, what boxes show and what is read out; not what visitors wrote.
 TEXTS = """() => {
