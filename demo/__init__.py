@@ -1,6 +1,5 @@
 """The page: `create_demo(pipe)` builds it, `launch_options()` says how it is served. Importing starts nothing."""
 
-import importlib.util
 import os
 
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read at gradio's import: no look-ups at start-up
@@ -66,5 +65,5 @@ def launch_options(public: bool = False) -> dict:
         "state_session_capacity": 200 if public else 10_000,
         "pwa": True,
         "app_kwargs": {"middleware": [Middleware(QueueBound)]} if public else {},
-        "mcp_server": importlib.util.find_spec("mcp") is not None,  # it comes with gradio[mcp]
+        "mcp_server": True,
     }

@@ -93,13 +93,6 @@ def preview_every(pipe) -> int:
     return 0 if large and pipe.device.type == "cpu" else 2 * pipe.grid_size
 
 
-def label(candidate: dict) -> str:
-    """The caption of a finished picture."""
-    if candidate["score"] is None:
-        return f"{candidate['index'] + 1}"
-    return f"#{candidate['rank']} · {candidate['score']:.3f}"
-
-
 def sentence(error: Exception) -> gr.Error:
     return gr.Error(str(error), duration=10, print_exception=False)
 

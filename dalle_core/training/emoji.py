@@ -120,13 +120,14 @@ SUBGROUPS = {
     *(60, 62, 65, 68, 71),  # events, sport, clothes, instruments, cameras and lamps
 }  # fmt: skip
 LEFT_OUT = re.compile(
-    r"^((wo)?m[ae]n|person|people)\b.+|:|medium|small|skin tone"
+    r"^((wo)?m[ae]n|person|people)\b.+|:|medium|small"
     # near-copies of others, and what is a scene of many small parts
     r"|oncoming|quarter|crescent|gibbous|new moon|two-hump|with rain|behind|railway|tram|cableway|construction|office"
     r"|department|convenience|dusk|with stars|foggy|motorway|station|pine|tanabata|japanese dolls|barber|love hotel"
     r"|stop sign|oil drum|skull and|arrival|departure|on ground|ticket|medal|ribbon|film frames|trolleybus|light rail"
 )
 MIN_STYLES = 5  # an icon that few sets have teaches a style more than a thing
+
 
 def _english(entry: dict) -> str | None:
     """The English name of an emojibase entry, or None when it is left out."""
