@@ -5,6 +5,7 @@ import errno
 import os
 import socket
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 PUBLIC_CANDIDATES = 16
 
@@ -81,7 +82,9 @@ def main() -> None:
         dalle_core.download(source, args.device, dtype, args.clip if source == args.model else None, tell, freed)
 
     try:
-        models = Models(load(args.model), args.model, None if args.public else load, download)
+        with ThreadPoolExecutor(1) as loader:  # whose helpers of PyTorch's end with it: see `dalle_core.engine.Engine`
+            pipe = loader.submit(load, args.model).result()
+        models = Models(pipe, args.model, None if args.public else load, download)
     except dalle_core.ModelError as error:
         fail(str(error))
     create_demo(models).launch(

@@ -61,21 +61,21 @@ def theirs(args) -> dict:
 def ours(args) -> dict:
     from dalle_core.checkpoints import mindalle
     from dalle_core.checkpoints.tensors import read_torch
-    from dalle_core.engine import SamplingSettings, Together, generate
+    from dalle_core.engine import Engine, SamplingSettings, generate
     from dalle_core.int8 import quantize
     from dalle_core.packed import pack
     from dalle_core.sampling import candidate_uniforms
 
     prior = mindalle.convert_prior(read_torch(args.checkpoint, inside="state_dict"), args.checkpoint.with_name("config.yaml"))
     pack(prior) if args.dtype == "float32" else quantize(prior)
-    together, ids = Together(prior), torch.tensor([TEXT_IDS])
-    greedy = generate(together, ids, ids, torch.zeros(1, 256), SamplingSettings(temperature=0.0))
+    engine, ids = Engine(prior), torch.tensor([TEXT_IDS])
+    greedy = generate(engine, ids, ids, torch.zeros(1, 256), SamplingSettings(temperature=0.0))
     for _ in range(GREEDY):
         tokens = next(greedy)
     greedy.close()
     uniforms = torch.stack([candidate_uniforms(1, i, 256) for i in range(args.candidates)])
     start = time.perf_counter()
-    for _ in generate(together, ids, ids, uniforms, SamplingSettings(top_k=256)):
+    for _ in generate(engine, ids, ids, uniforms, SamplingSettings(top_k=256)):
         pass
     return {"greedy": tokens[0, :GREEDY].tolist(), "seconds": time.perf_counter() - start}
 

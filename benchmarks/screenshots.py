@@ -34,7 +34,7 @@ def main() -> None:
             page.locator("#prompt textarea").fill(prompt)
             page.keyboard.press("Enter")
             if name == "create":
-                page.locator("#gallery .thumbnail-item").first.wait_for(timeout=60_000)
+                page.locator("#previews img").first.wait_for(timeout=60_000)
                 page.screenshot(path=OUT / "drawing.png")
             page.locator("#gallery .caption-label").first.wait_for(timeout=60_000)
             page.wait_for_timeout(1000)  # pictures fade in

@@ -16,7 +16,7 @@ from dalle_core import image_tokenizer as images
 from dalle_core import memory
 from dalle_core import rerank as clip_rerank
 from dalle_core.bart_prior import BartPrior
-from dalle_core.engine import SamplingSettings, Together, generate
+from dalle_core.engine import Engine, SamplingSettings, generate, on_engine
 from dalle_core.errors import InputError, ModelError
 from dalle_core.gpt_prior import GPTPrior
 from dalle_core.int8 import is_quantized
@@ -74,7 +74,7 @@ class Label:
 class DallePipeline(DiffusionPipeline):
     """`pipe("a red fox", num_candidates=16, seed=7).candidates[0].image`; see `stream` for the arguments.
 
-    Holds no request's state: several threads may sample from one pipeline, and go through its weights together.
+    Holds no request's state: several threads may sample from one pipeline, and go through its weights together (`engine`).
     """
 
     model_cpu_offload_seq = "prior->image_tokenizer->clip"
@@ -107,7 +107,7 @@ class DallePipeline(DiffusionPipeline):
             name=name, defaults=sampling, examples=list(examples or []), text_normalizer=text_normalizer,
             licence=licence, labels=list(labels or []),
         )  # fmt: skip
-        self._together = Together(prior)
+        self.engine = Engine(prior)
         self.chunk_size: int | None = None  # candidates sampled at a time; None: what fits, up to 64
         self.max_candidates = 64
         self.revision = ""  # which weights these are, among all of this name; `load` says it
@@ -161,6 +161,7 @@ class DallePipeline(DiffusionPipeline):
         """(what the model reads of a prompt, what does not fit its text length)."""
         return fit_prompt(self.text_tokenizer, prompt, self.prior.config.text_length, self.config.text_normalizer)
 
+    @on_engine
     def encode(self, image: Image.Image) -> torch.Tensor:
         """A picture -> its tokens [grid, grid], by the image tokenizer; cropped to a centred square and resized.
 
@@ -175,6 +176,7 @@ class DallePipeline(DiffusionPipeline):
         checked, _ = self._forced(tokens, torch.ones(self.grid_size, self.grid_size, dtype=torch.bool))
         return self._images(checked[None])[0]
 
+    @on_engine
     @torch.inference_mode()
     def tile(self, tokens: torch.Tensor) -> Image.Image:
         """Tokens [grid, grid] -> their picture as a seamless tile: decoded as it looks with copies of itself on all sides.
@@ -188,6 +190,7 @@ class DallePipeline(DiffusionPipeline):
         start = half * (side // self.grid_size)
         return images.to_images(pixels[..., start : start + side, start : start + side])[0]
 
+    @on_engine
     @torch.inference_mode()
     def log_likelihood(self, tokens: torch.Tensor, prompts: list[str]) -> list[float]:
         """log p(tokens | prompt) of each prompt, in nats a token: how well the prior finds that the picture fits."""
@@ -205,6 +208,7 @@ class DallePipeline(DiffusionPipeline):
             results += (-loss.view_as(rows).mean(1)).tolist()
         return results
 
+    @on_engine
     def recognise(self, image: Image.Image, labels: list[str] | None = None, deep: int = 12) -> list["Label"]:
         """What a picture shows, most likely first by CLIP: each label's CLIP cosine and probability and, for the first
         `deep` (if the image tokenizer can read pictures), the prior's log-likelihood of the picture given the label.
@@ -314,7 +318,7 @@ class DallePipeline(DiffusionPipeline):
         while len(finished) < count:
             rows = range(len(finished), min(len(finished) + chunk, count))
             uniforms = torch.stack([candidate_uniforms(generation.seed, i, length) for i in rows])
-            steps = generate(self._together, text_ids, null_ids, uniforms, settings, forced, keep)
+            steps = generate(self.engine, text_ids, null_ids, uniforms, settings, forced, keep)
             out_of_memory = False
             try:
                 for position, tokens in enumerate(steps, 1):
@@ -344,6 +348,7 @@ class DallePipeline(DiffusionPipeline):
         generation = replace(generation, candidates=self._candidates(generation, finished, shown, rerank))
         yield Step(count * length, count * length, shown if preview_every else None, generation)
 
+    @on_engine
     def _candidates(self, generation, tokens, shown, rerank) -> list[Candidate]:
         scores, rerank = [None] * len(shown), rerank and self.clip is not None
         if rerank:
@@ -360,6 +365,7 @@ class DallePipeline(DiffusionPipeline):
         ]
         return sorted(candidates, key=lambda candidate: -candidate.score) if rerank else candidates
 
+    @on_engine
     @torch.inference_mode()
     def _images(self, tokens: torch.Tensor) -> list[Image.Image]:
         """Tokens [B, N] -> pictures."""
@@ -370,6 +376,7 @@ class DallePipeline(DiffusionPipeline):
 
         return memory.by_halves(decode, grids, self.image_tokenizer.device)
 
+    @on_engine
     @torch.inference_mode()
     def _preview(self, tokens: torch.Tensor, position: int) -> list[Image.Image]:
         """Pictures of unfinished candidates [B, N]: cells not drawn yet (-1) are grey."""

@@ -13,7 +13,7 @@ from dalle_core import InputError
 from demo import history, pool, run
 from demo.gpu import on_gpu
 from demo.models import Models
-from demo.pictures import enlarge
+from demo.pictures import preview_grid
 from demo.tokens import tokens_of, with_grid
 from demo.uploads import picture_input
 
@@ -98,6 +98,7 @@ def build(models: Models, together: int, save_recipe: gr.Checkbox, tab: gr.Tab):
         go = gr.Button("Complete", variant="primary", elem_id="complete")
         stop = gr.Button("Stop", elem_id="complete-stop")
     progress = gr.HTML("", elem_id="complete-status", elem_classes="status")
+    previews = gr.HTML(visible=False, label="Previews", elem_id="complete-previews",)
     gallery = gr.Gallery(
         columns=4, format="png", object_fit="contain", show_label=False, label="Completions", height="auto",
         elem_id="completions", elem_classes="ranked", buttons=["download"], visible=False,
@@ -161,15 +162,15 @@ def build(models: Models, together: int, save_recipe: gr.Checkbox, tab: gr.Tab):
             image_tokens=torch.tensor(tokens), keep=torch.tensor(keep), preview_every=run.preview_every(pipe),
         )) as steps:  # fmt: skip
             for update in steps:
-                shown = gr.skip()
+                shown, unfinished, hidden = gr.skip(), gr.skip(), gr.update(visible=False)
                 if update.previews is not None:
-                    shown = gr.update(value=[(enlarge(image), "") for image in update.previews], visible=True)
+                    shown, unfinished = hidden, gr.update(value=preview_grid(update.previews), visible=True)
                 if update.items is None:
-                    yield shown, update.line + update.cut, gr.skip(), gr.skip(), gr.update(visible=False), gr.skip()
+                    yield shown, update.line + update.cut, unfinished, gr.skip(), gr.skip(), hidden, gr.skip()
         items = pool.ranked([item | {"tokens": history.pack(item["tokens"])} for item in update.items])
         shown = gr.update(value=pool.gallery_items(items, pool.RANKED), visible=True)
         names = [item["path"] for item in items]
-        yield shown, update.line + update.cut, names, names[0], gr.update(visible=True), history.to_entry(items)
+        yield shown, update.line + update.cut, hidden, names, names[0], gr.update(visible=True), history.to_entry(items)
 
     @on_gpu(60)
     def complete_picture(picture, rows, prompt, count, seed):
@@ -180,7 +181,7 @@ def build(models: Models, together: int, save_recipe: gr.Checkbox, tab: gr.Tab):
 
     event = gr.on(
         [go.click, prompt.submit], complete, [tokens, keep, prompt, count, seed, save_recipe],
-        [gallery, progress, paths, chosen, again, entry],
+        [gallery, progress, previews, paths, chosen, again, entry],
         api_name="complete_cells", api_visibility="private", show_progress="minimal", show_progress_on=progress,
         concurrency_id="sampling", concurrency_limit=together, trigger_mode="once",
     )  # fmt: skip

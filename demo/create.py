@@ -15,7 +15,7 @@ from demo.gpu import on_gpu
 from demo.models import Models, labelled
 from demo.models import facts as model_facts
 from demo.permalink import NAMES, read_query
-from demo.pictures import enlarge, new_folder, save_png
+from demo.pictures import enlarge, new_folder, preview_grid, save_png
 from demo.pool import RANKED, SAMPLED, facts, gallery_items, in_order
 from demo.run import MAX_PROMPT, parse_seed, preview_every, said
 from demo.uploads import read_recipe
@@ -106,6 +106,7 @@ def build(models: Models, demo: gr.Blocks, together: int) -> None:
                 )  # fmt: skip
                 rejected = gr.Checkbox(False, label="The rejected", elem_id="rejected", scale=1, min_width=120)
             empty = gr.HTML(EMPTY)
+            previews = gr.HTML(visible=False, label="Previews", elem_id="previews",)
             gallery = gr.Gallery(
                 columns=4, format="png", object_fit="contain", allow_preview=False, show_label=False, height="auto",
                 label="Candidates", elem_id="gallery", elem_classes="ranked", visible=False, buttons=[],
@@ -145,7 +146,7 @@ def build(models: Models, demo: gr.Blocks, together: int) -> None:
     inputs = [prompt, negative, candidates, seed, keep_seed, temperature, top_k, top_p, guidance, every, order, drawn, model,
               save_recipe]  # fmt: skip
     shown = {
-        "gallery": gallery, "kept": kept, "seed": seed, "progress": progress, "notice": notice, "empty": empty,
+        "gallery": gallery, "previews": previews, "kept": kept, "seed": seed, "progress": progress, "notice": notice, "empty": empty,
         "detail": detail, "chosen": chosen, "table": table, "download": download, "download_all": download_all, "stop": stop, "drawn": drawn,
         "path": path, "entry": entry, "best": best, "rejected": rejected,
     }  # fmt: skip
@@ -160,6 +161,7 @@ def build(models: Models, demo: gr.Blocks, together: int) -> None:
         ranks = "ranked" if order == RANKED else []
         return update(
             gallery=gr.update(value=gallery_items(items, order), visible=True, elem_classes=ranks), kept=items,
+            previews=gr.update(value="", visible=False),
             empty=gr.update(visible=False), detail=gr.update(visible=True), chosen=first["path"], path=first["path"],
             table=facts(first, items), download=first["path"], download_all=str(archive),
             best=gr.update(maximum=max(len(items), 2), value=len(items)),  # Gradio makes no slider from 1 to 1
@@ -198,10 +200,10 @@ def build(models: Models, demo: gr.Blocks, together: int) -> None:
                     if asked is None:
                         changes["drawn"] = str(step.seed)
                 if step.previews is not None and not before:
-                    pictures = gr.update(value=[(enlarge(image), "") for image in step.previews], visible=True)
-                    # From here on the grid before is gone: what is shown cannot be chosen yet.
-                    changes |= {"gallery": pictures, "kept": [], "empty": gr.update(visible=False)}
-                    changes |= {"detail": gr.update(visible=False)}
+                    changes["previews"] = gr.update(value=preview_grid(step.previews), visible=True)
+                    # From here on the grid before is gone.
+                    hidden = gr.update(visible=False)
+                    changes |= {"gallery": hidden, "kept": [], "empty": hidden, "detail": hidden}
                 if step.items is None:
                     yield update(progress=step.line, **changes)
         packed = [item | {"tokens": history.pack(item["tokens"])} for item in step.items]
@@ -437,13 +439,13 @@ def build(models: Models, demo: gr.Blocks, together: int) -> None:
         return [
             recipe["prompt"], recipe["negative_prompt"], numbers["num_candidates"], str(recipe["seed"]), True,
             numbers["temperature"], numbers["top_k"], numbers["top_p"], numbers["guidance_scale"],
-            gr.update(value=gallery_items([item], RANKED), visible=True), [item], gr.update(visible=False),
+            gr.update(value=gallery_items([item], RANKED), visible=True), gr.update(visible=False), [item], gr.update(visible=False),
             gr.update(visible=True), picture, facts(item, [item]), picture, picture, picture,
         ]  # fmt: skip
 
     dropped = saved.upload(
         restore, saved,
-        [prompt, negative, candidates, seed, keep_seed, temperature, top_k, top_p, guidance, gallery, kept, empty, detail,
+        [prompt, negative, candidates, seed, keep_seed, temperature, top_k, top_p, guidance, gallery, previews, kept, empty, detail,
          chosen, table, download, download_all, path],
         api_visibility="private",
     )  # fmt: skip

@@ -84,6 +84,9 @@ CSS = """
 :is(#gallery, #completions) .caption-label { left: 8px; right: auto; bottom: 8px; max-width: none; border-radius: 99px; border: 0;
   padding: .1rem .55rem; font-family: var(--font-mono); font-size: .75rem; background: rgba(28, 25, 23, .78);
   color: #fff; }
+.preview-grid { display: grid; grid-template-columns: repeat(4, minmax(0, 1fr)); gap: 8px; padding: 8px; }  /* as Gradio's gallery */
+.preview-grid img { width: 100%; aspect-ratio: 1; border-radius: 14px; border: 1px solid var(--border-color-primary);
+  background: #fff; }
 :is(#gallery, #completions).ranked .grid-container > :first-child .caption-label { background: #d9480f; }
 #order-row { align-items: center; gap: .5rem 1.5rem; }
 #order, #rejected, #order-row .form { background: transparent; padding: 0; flex: 0 1 auto; max-width: 100%; }
@@ -133,7 +136,7 @@ footer .divider { display: none; }  /* Gradio's, after the last link */
   #model-row, #complete-row { flex-direction: column; }
   #model-parts table { font-size: .75rem; }
   #augmented .grid-container { grid-template-columns: repeat(4, minmax(0, 1fr)) !important; }
-  :is(#gallery, #completions) .grid-container { grid-template-columns: repeat(2, minmax(0, 1fr)) !important; }
+  .preview-grid, :is(#gallery, #completions) .grid-container { grid-template-columns: repeat(2, minmax(0, 1fr)) !important; }
 }
 """
 

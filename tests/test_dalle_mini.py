@@ -17,7 +17,7 @@ import dalle_core
 from dalle_core import ModelError, downloads, image_tokenizer, text_normalizer
 from dalle_core.checkpoints import dalle_mini, min_dalle
 from dalle_core.checkpoints.tensors import read_torch
-from dalle_core.engine import SamplingSettings, Together, generate
+from dalle_core.engine import Engine, SamplingSettings, generate
 from dalle_core.text_tokenizer import encode_prompts
 from tests import hub as local
 from tests import plain
@@ -140,7 +140,7 @@ def test_states_logits_and_greedy_tokens(peer, pipe):
         torch.testing.assert_close(states, peer.encode(ids[row : row + 1])[0, text], atol=1e-4, rtol=0)
     tokens = torch.randint(16384, (1, 255), generator=torch.Generator().manual_seed(1))
     torch.testing.assert_close(pipe.prior(ids[:1], tokens)[0], peer.logits(ids[:1], tokens), atol=1e-4, rtol=0)
-    steps = generate(Together(pipe.prior), ids[:1], ids[1:], torch.zeros(1, 256), SamplingSettings(0.0, 0, 1.0, 4.0))
+    steps = generate(Engine(pipe.prior), ids[:1], ids[1:], torch.zeros(1, 256), SamplingSettings(0.0, 0, 1.0, 4.0))
     for _ in range(30):
         drawn = next(steps)
     steps.close()

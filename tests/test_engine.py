@@ -3,6 +3,7 @@
 import functools
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from types import SimpleNamespace
 
@@ -12,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dalle_core.bart_prior import BartPrior
-from dalle_core.engine import SamplingSettings, Together, generate
+from dalle_core.engine import Engine, SamplingSettings, generate
 from dalle_core.gpt_prior import GPTPrior
 from dalle_core.int8 import quantize
 from dalle_core.packed import pack
@@ -82,7 +83,7 @@ def uniforms_of(seed: int, indices) -> torch.Tensor:
 
 def draw(prior, uniforms, *arguments) -> torch.Tensor:
     """The engine's tokens [B, N]."""
-    for tokens in generate(Together(prior), TEXT, NULL, uniforms, *arguments):
+    for tokens in generate(Engine(prior), TEXT, NULL, uniforms, *arguments):
         pass
     return tokens
 
@@ -138,7 +139,7 @@ def test_logits_are_those_of_the_plain_path(kind, dtype, copies, guided, lead, s
 
 
 def test_tokens_appear_one_position_at_a_time():
-    steps = generate(Together(prior_of("gpt")), TEXT, NULL, uniforms_of(0, range(2)), SamplingSettings())
+    steps = generate(Engine(prior_of("gpt")), TEXT, NULL, uniforms_of(0, range(2)), SamplingSettings())
     assert [(tokens >= 0).sum(1).tolist() for tokens in steps] == [[i, i] for i in range(1, 10)]
 
 
@@ -155,7 +156,7 @@ def counted_rows(prior):
 
 def test_closing_stops_the_work_and_leaves_the_mode_alone():
     with counted_rows(prior_of("gpt")) as rows:
-        steps = generate(Together(prior_of("gpt")), TEXT, NULL, torch.rand(2, 9), SamplingSettings(guidance_scale=2.0))
+        steps = generate(Engine(prior_of("gpt")), TEXT, NULL, torch.rand(2, 9), SamplingSettings(guidance_scale=2.0))
         next(steps), next(steps), next(steps)
         assert not torch.is_inference_mode_enabled() and torch.is_grad_enabled()
         steps.close()
@@ -261,7 +262,7 @@ def test_every_row_of_a_pass_computes_the_same(kind, dtype):
 @settings(max_examples=8, deadline=None)
 @given(
     requests=st.lists(
-        st.tuples(st.integers(1, 20), st.sampled_from([1.0, 3.0]), st.integers(0, 9), st.integers(0, 10), keeps),
+        st.tuples(st.integers(1, 40), st.sampled_from([1.0, 3.0]), st.integers(0, 9), st.integers(0, 10), keeps),
         min_size=2, max_size=4,
     )
 )  # fmt: skip
@@ -269,7 +270,7 @@ def test_requests_that_join_and_leave_change_nothing_for_the_others(kind, reques
     """Each request: candidates, guidance scale, the token after which it is cancelled (0: never), the milliseconds
     after which it begins, what it keeps."""
     prior = prior_of(kind)
-    together, results, failures = Together(prior), {}, []
+    engine, results, failures = Engine(prior), {}, []
 
     def arguments(number, rows, scale, keep):
         return uniforms_of(number, range(rows)), SamplingSettings(guidance_scale=scale), FORCED, keep
@@ -277,7 +278,7 @@ def test_requests_that_join_and_leave_change_nothing_for_the_others(kind, reques
     def work(number, rows, scale, cancel_after, delay, keep):
         try:
             time.sleep(delay / 1000)
-            steps = generate(together, TEXT, NULL, *arguments(number, rows, scale, keep))
+            steps = generate(engine, TEXT, NULL, *arguments(number, rows, scale, keep))
             for count, tokens in enumerate(steps, 1):
                 if count == cancel_after:
                     steps.close()
@@ -297,17 +298,32 @@ def test_requests_that_join_and_leave_change_nothing_for_the_others(kind, reques
         assert torch.equal(tokens, draw(prior, *arguments(number, rows, scale, keep)))
 
 
+def counting(prior, passes: list, before=None) -> Engine:
+    """An engine that notes the rows of each request of each pass; before: called with them."""
+
+    def decode(steps):
+        passes.append([len(ids) for ids, _, _ in steps])
+        if before:
+            before(passes[-1])
+        return prior.decode(steps)
+
+    return Engine(SimpleNamespace(prefill=prior.prefill, decode=decode))
+
+
+def in_threads(*works) -> None:
+    """Runs them at the same time, to the end; raises what one of them raised."""
+    with ThreadPoolExecutor(len(works)) as pool:
+        for done in [pool.submit(work) for work in works]:
+            done.result(timeout=60)
+
+
 def test_steps_of_several_threads_share_passes():
-    prior = prior_of("gpt")
-    together, passes = Together(prior), []
-    together.prior = SimpleNamespace(
-        prefill=prior.prefill, decode=lambda steps: passes.append(len(steps)) or prior.decode(steps)
-    )
-    together.PATIENCE = 5.0
-    barrier = threading.Barrier(3)
+    passes, barrier = [], threading.Barrier(3)
+    engine = counting(prior_of("gpt"), passes)
+    engine.PATIENCE = 5.0
 
     def work():
-        steps = generate(together, TEXT, NULL, torch.rand(2, 9), SamplingSettings())
+        steps = generate(engine, TEXT, NULL, torch.rand(2, 9), SamplingSettings())
         next(steps)
         barrier.wait()
         for _ in range(7):  # to the last but one: whoever is expected comes
@@ -315,67 +331,122 @@ def test_steps_of_several_threads_share_passes():
         barrier.wait()
         steps.close()
 
-    threads = [threading.Thread(target=work) for _ in range(3)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(timeout=60)
-    assert sum(passes) == 3 * 7 and passes.count(3) >= 5
+    in_threads(work, work, work)
+    sizes = [len(requests) for requests in passes]
+    assert sum(sizes) == 3 * 7 and sizes.count(3) >= 5
 
 
 @pytest.mark.parametrize("cancelled", [True, False])
 def test_whoever_ends_is_not_waited_for(cancelled):
     """With a patience that has no end: two requests share two passes, one ends, the other goes on."""
-    prior, passes, begun = prior_of("gpt"), [], threading.Event()
-    together = Together(prior)
-    together.PATIENCE = None
+    passes, ready, begun = [], threading.Event(), threading.Event()
 
-    def decode(steps):
-        passes.append(len(steps))
+    def hold(requests):
         if len(passes) == 1:  # goes on when the other request's first step waits for the pass after
             begun.set()
-            with together._changed:
-                assert together._changed.wait_for(lambda: together._waiting, timeout=30)
-        return prior.decode(steps)
+            with engine._changed:
+                assert engine._changed.wait_for(lambda: engine._steps, timeout=30)
 
-    together.prior = SimpleNamespace(prefill=prior.prefill, decode=decode)
+    engine = counting(prior_of("gpt"), passes, hold)
+    engine.PATIENCE = None
     keep = torch.arange(LENGTH) >= 3  # the last drawn token is 2: two passes
 
     def stay():
-        list(generate(together, TEXT, NULL, torch.rand(2, 9), SamplingSettings()))
+        assert ready.wait(timeout=30)
+        list(generate(engine, TEXT, NULL, torch.rand(2, 9), SamplingSettings()))
 
     def end():
-        steps = generate(together, TEXT, NULL, torch.rand(2, 9), SamplingSettings(), FORCED, keep)
+        steps = generate(engine, TEXT, NULL, torch.rand(2, 9), SamplingSettings(), FORCED, keep)
+        next(steps)
+        ready.set()
+        assert begun.wait(timeout=30)
         if cancelled:
-            next(steps), next(steps), next(steps)
+            next(steps), next(steps)
             steps.close()
         else:
             list(steps)
 
-    threads = [threading.Thread(target=target, daemon=True) for target in (stay, end)]
-    threads[0].start()
-    assert begun.wait(timeout=30)
-    threads[1].start()
-    for thread in threads:
-        thread.join(timeout=30)
-        assert not thread.is_alive()
-    assert passes == [1, 2, 2, 1, 1, 1, 1, 1]
+    in_threads(stay, end)
+    assert [len(requests) for requests in passes] == [1, 2, 2, 1, 1, 1, 1, 1]
 
 
 def test_a_request_that_does_not_come_back_holds_nobody_up():
-    together = Together(prior_of("gpt"))
-    idle, busy = (generate(together, TEXT, NULL, torch.rand(2, 9), SamplingSettings()) for _ in range(2))
-    next(idle), next(idle)
-    done = threading.Thread(target=lambda: list(busy))
-    done.start()
-    done.join(timeout=10)
-    assert not done.is_alive()
-    assert len(list(idle)) == 7
+    engine, left, done = Engine(prior_of("gpt")), [], threading.Event()
+
+    def idle():
+        steps = generate(engine, TEXT, NULL, torch.rand(2, 9), SamplingSettings())
+        next(steps), next(steps)
+        assert done.wait(timeout=30)
+        left.extend(steps)
+
+    def busy():
+        list(generate(engine, TEXT, NULL, torch.rand(2, 9), SamplingSettings()))
+        done.set()
+
+    in_threads(idle, busy)
+    assert len(left) == 7
+
+
+def test_a_large_request_does_not_starve_a_small_one():
+    """160 rows beside 2: the large one takes part in every fifth pass until the small one has ended."""
+    passes, begun = [], threading.Barrier(2)
+    engine = counting(prior_of("gpt"), passes)
+    engine.PATIENCE = 5.0
+
+    def work(rows):
+        steps = generate(engine, TEXT, NULL, torch.rand(rows, 9), SamplingSettings())
+        next(steps)
+        begun.wait()
+        list(steps)
+
+    in_threads(lambda: work(2), lambda: work(160))
+    ended = max(number for number, requests in enumerate(passes) if 2 in requests)
+    during = sum(160 in requests for requests in passes[: ended + 1])
+    assert during <= 3 and sum(160 in requests for requests in passes) == 8
 
 
 def test_an_error_in_a_shared_pass_reaches_every_request():
-    together = Together(SimpleNamespace(prefill=prior_of("gpt").prefill, decode=lambda steps: 1 / 0))
-    steps = generate(together, TEXT, NULL, torch.rand(2, 9), SamplingSettings())
-    next(steps)
-    with pytest.raises(ZeroDivisionError):
+    together = threading.Barrier(2)
+
+    def fail(steps):
+        raise ZeroDivisionError(len(steps))
+
+    engine = Engine(SimpleNamespace(prefill=prior_of("gpt").prefill, decode=fail))
+    engine.run = lambda work: work()  # so that the engine's thread is free until both have asked
+
+    def work():
+        steps = generate(engine, TEXT, NULL, torch.rand(2, 9), SamplingSettings())
         next(steps)
+        together.wait()
+        with pytest.raises(ZeroDivisionError):
+            next(steps)
+
+    in_threads(work, work)
+
+
+def test_one_thread_computes_for_all_and_ends_when_nobody_asks():
+    passes, where = [], set()
+    engine = counting(prior_of("gpt"), passes, lambda requests: where.add(threading.current_thread()))
+
+    def work():
+        list(generate(engine, TEXT, NULL, torch.rand(2, 9), SamplingSettings()))
+        where.add(engine.run(threading.current_thread))
+        assert engine.run(lambda: engine.run(threading.current_thread)) in where  # from the thread itself
+
+    in_threads(work, work, work)
+    [thread] = where
+    assert thread not in (threading.main_thread(), threading.current_thread())
+    thread.join(timeout=10)
+    assert not thread.is_alive()
+    assert engine.run(threading.current_thread) is threading.main_thread()
+
+
+def test_an_error_of_a_work_reaches_who_asked_for_it():
+    engine = Engine(prior_of("gpt"))
+
+    def work():
+        with pytest.raises(ZeroDivisionError):
+            engine.run(lambda: 1 / 0)
+        assert engine.run(lambda: 2) == 2
+
+    in_threads(work)

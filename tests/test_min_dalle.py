@@ -14,7 +14,7 @@ import dalle_core
 from dalle_core import ModelError, image_tokenizer
 from dalle_core.checkpoints import min_dalle, vqgan
 from dalle_core.checkpoints.tensors import read_torch
-from dalle_core.engine import SamplingSettings, Together, generate
+from dalle_core.engine import Engine, SamplingSettings, generate
 from dalle_core.text_tokenizer import encode_prompts
 from tests.published import MinDalleFiles, load_published
 
@@ -59,7 +59,7 @@ def test_logits_at_every_position(peer, parts, ids):
 
 
 def test_greedy_tokens_under_guidance(peer, parts, ids):
-    steps = generate(Together(parts["prior"]), ids[:1], ids[1:], torch.zeros(2, 256), SamplingSettings(0.0, 0, 1.0, 4.0))
+    steps = generate(Engine(parts["prior"]), ids[:1], ids[1:], torch.zeros(2, 256), SamplingSettings(0.0, 0, 1.0, 4.0))
     for _ in range(40):
         tokens = next(steps)
     steps.close()

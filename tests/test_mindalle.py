@@ -12,7 +12,7 @@ from tokenizers.implementations import CharBPETokenizer
 from dalle_core import ModelError, image_tokenizer
 from dalle_core.checkpoints import mindalle
 from dalle_core.checkpoints.tensors import read_torch
-from dalle_core.engine import SamplingSettings, Together, generate
+from dalle_core.engine import Engine, SamplingSettings, generate
 from dalle_core.text_tokenizer import encode_prompts, fit_prompt
 from tests import plain
 from tests.published import load_published
@@ -68,7 +68,7 @@ def test_greedy_tokens(pipe):
     for _ in range(24):
         logits = plain.mindalle_logits(plain.mindalle_state(), 2, text, expected)[:, -1]
         expected = torch.cat([expected, logits.argmax(-1, keepdim=True)], dim=1)
-    steps = generate(Together(pipe.prior), text, text, torch.zeros(1, 256), SamplingSettings(temperature=0.0))
+    steps = generate(Engine(pipe.prior), text, text, torch.zeros(1, 256), SamplingSettings(temperature=0.0))
     for _ in range(24):
         drawn = next(steps)
     steps.close()

@@ -13,6 +13,10 @@ def thumbnails(page):
     return page.locator("#gallery .thumbnail-item")
 
 
+def previews(page):
+    return page.locator("#previews img")
+
+
 def captions(page) -> list[str]:
     return page.locator("#gallery .caption-label").all_inner_texts()
 

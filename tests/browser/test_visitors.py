@@ -12,7 +12,7 @@ from PIL import Image
 from playwright.sync_api import expect
 
 from tests.browser.conftest import serve
-from tests.browser.steps import captions, drop, entries, fresh, generate, is_closed, prompt, saved, thumbnails
+from tests.browser.steps import captions, drop, entries, fresh, generate, is_closed, previews, prompt, saved, thumbnails
 
 
 @pytest.fixture(scope="module")
@@ -36,6 +36,7 @@ def test_visitors_do_not_see_each_other(page, gate, browser, served):
     expect(other.locator("#status")).to_be_empty()
     gate.open.set()
     expect(page.locator("#history-count")).to_have_text("1", timeout=30_000)
+    expect(page.locator("#gallery .caption-label")).to_have_count(4)
     before = captions(page)
     other.reload()
     expect(other.locator("#history-count")).to_have_text("0")
@@ -76,20 +77,18 @@ OPEN_TO_ALL = [
 
 def test_nothing_that_all_may_ask_for_tells_of_a_visitor_s_pictures(page, gate, served):
     start(page, gate, "a purple banana")
-    expect(thumbnails(page)).to_have_count(4)
-    during = files(page)
+    expect(previews(page)).to_have_count(4)
     asked = [ask(served[0], f"/{path}") for path in OPEN_TO_ALL]
     gate.open.set()
     expect(page.locator("#status")).to_contain_text("ranked by CLIP", timeout=30_000)
     expect(page.locator("#gallery .caption-label")).to_have_count(4)
-    after = files(page)
     asked += [ask(served[0], f"/{path}") for path in OPEN_TO_ALL]
     statuses = dict(zip(OPEN_TO_ALL, (status for status, _ in asked)))
     assert statuses["config"] == statuses["gradio_api/info"] == 200
     assert statuses["monitoring"] == statuses["monitoring/summary"] == 403
     assert statuses["gradio_api/runs"] == 404 and statuses["gradio_api/run-history/records"] != 200
     told = b"".join(body for _, body in asked).decode(errors="replace")
-    for secret in ("purple banana", *(file.parent.name for file in during + after)):
+    for secret in ("purple banana", *(file.parent.name for file in files(page))):
         assert len(secret) > 12 and secret not in told
 
 
