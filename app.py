@@ -67,7 +67,6 @@ def main() -> None:
     import torch
 
     import dalle_core
-    from demo import Models, create_demo, launch_options
 
     dtype = args.dtype and getattr(torch, args.dtype)
 
@@ -82,8 +81,11 @@ def main() -> None:
         dalle_core.download(source, args.device, dtype, args.clip if source == args.model else None, tell, freed)
 
     try:
-        with ThreadPoolExecutor(1) as loader:  # whose helpers of PyTorch's end with it: see `dalle_core.engine.Engine`
-            pipe = loader.submit(load, args.model).result()
+        with ThreadPoolExecutor(1) as loader:  # PyTorch's helpers of this thread end with it: see `dalle_core.engine.Engine`
+            loading = loader.submit(load, args.model)
+            from demo import Models, create_demo, launch_options  # Gradio takes seconds too: meanwhile
+
+            pipe = loading.result()
         models = Models(pipe, args.model, None if args.public else load, download)
     except dalle_core.ModelError as error:
         fail(str(error))

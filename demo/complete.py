@@ -98,7 +98,7 @@ def build(models: Models, together: int, save_recipe: gr.Checkbox, tab: gr.Tab):
         go = gr.Button("Complete", variant="primary", elem_id="complete")
         stop = gr.Button("Stop", elem_id="complete-stop")
     progress = gr.HTML("", elem_id="complete-status", elem_classes="status")
-    previews = gr.HTML(visible=False, label="Previews", elem_id="complete-previews",)
+    previews = gr.HTML("", label="Previews", elem_id="complete-previews", padding=False)
     gallery = gr.Gallery(
         columns=4, format="png", object_fit="contain", show_label=False, label="Completions", height="auto",
         elem_id="completions", elem_classes="ranked", buttons=["download"], visible=False,
@@ -161,16 +161,16 @@ def build(models: Models, together: int, save_recipe: gr.Checkbox, tab: gr.Tab):
             models, models.source, gallery.GRADIO_CACHE, prompt, asked, save_recipe, num_candidates=count,
             image_tokens=torch.tensor(tokens), keep=torch.tensor(keep), preview_every=run.preview_every(pipe),
         )) as steps:  # fmt: skip
+            hidden = gr.update(visible=False)
             for update in steps:
-                shown, unfinished, hidden = gr.skip(), gr.skip(), gr.update(visible=False)
-                if update.previews is not None:
-                    shown, unfinished = hidden, gr.update(value=preview_grid(update.previews), visible=True)
+                unfinished = gr.skip() if update.previews is None else preview_grid(update.previews)
+                shown = gr.skip() if update.previews is None else hidden
                 if update.items is None:
                     yield shown, update.line + update.cut, unfinished, gr.skip(), gr.skip(), hidden, gr.skip()
         items = pool.ranked([item | {"tokens": history.pack(item["tokens"])} for item in update.items])
         shown = gr.update(value=pool.gallery_items(items, pool.RANKED), visible=True)
         names = [item["path"] for item in items]
-        yield shown, update.line + update.cut, hidden, names, names[0], gr.update(visible=True), history.to_entry(items)
+        yield shown, update.line + update.cut, "", names, names[0], gr.update(visible=True), history.to_entry(items)
 
     @on_gpu(60)
     def complete_picture(picture, rows, prompt, count, seed):

@@ -106,7 +106,7 @@ def build(models: Models, demo: gr.Blocks, together: int) -> None:
                 )  # fmt: skip
                 rejected = gr.Checkbox(False, label="The rejected", elem_id="rejected", scale=1, min_width=120)
             empty = gr.HTML(EMPTY)
-            previews = gr.HTML(visible=False, label="Previews", elem_id="previews",)
+            previews = gr.HTML("", label="Previews", elem_id="previews", padding=False)
             gallery = gr.Gallery(
                 columns=4, format="png", object_fit="contain", allow_preview=False, show_label=False, height="auto",
                 label="Candidates", elem_id="gallery", elem_classes="ranked", visible=False, buttons=[],
@@ -161,7 +161,7 @@ def build(models: Models, demo: gr.Blocks, together: int) -> None:
         ranks = "ranked" if order == RANKED else []
         return update(
             gallery=gr.update(value=gallery_items(items, order), visible=True, elem_classes=ranks), kept=items,
-            previews=gr.update(value="", visible=False),
+            previews="",
             empty=gr.update(visible=False), detail=gr.update(visible=True), chosen=first["path"], path=first["path"],
             table=facts(first, items), download=first["path"], download_all=str(archive),
             best=gr.update(maximum=max(len(items), 2), value=len(items)),  # Gradio makes no slider from 1 to 1
@@ -192,6 +192,7 @@ def build(models: Models, demo: gr.Blocks, together: int) -> None:
     def draw_one(text, asked, settings, model, order, save_recipe, before=(), after=""):
         """One prompt; the new candidates join those of the pool `before`, which stays on show meanwhile. `after`: HTML that
         the notice ends with."""
+        seen = False
         with closing(run.draw(models, model, gallery.GRADIO_CACHE, text, asked, save_recipe, **settings)) as steps:
             for step in steps:
                 changes = {}
@@ -200,10 +201,10 @@ def build(models: Models, demo: gr.Blocks, together: int) -> None:
                     if asked is None:
                         changes["drawn"] = str(step.seed)
                 if step.previews is not None and not before:
-                    changes["previews"] = gr.update(value=preview_grid(step.previews), visible=True)
-                    # From here on the grid before is gone.
-                    hidden = gr.update(visible=False)
-                    changes |= {"gallery": hidden, "kept": [], "empty": hidden, "detail": hidden}
+                    changes["previews"] = preview_grid(step.previews)
+                    if not seen:  # from here on the grid before is gone
+                        seen, hidden = True, gr.update(visible=False)
+                        changes |= {"gallery": hidden, "kept": [], "empty": hidden, "detail": hidden}
                 if step.items is None:
                     yield update(progress=step.line, **changes)
         packed = [item | {"tokens": history.pack(item["tokens"])} for item in step.items]
@@ -439,7 +440,7 @@ def build(models: Models, demo: gr.Blocks, together: int) -> None:
         return [
             recipe["prompt"], recipe["negative_prompt"], numbers["num_candidates"], str(recipe["seed"]), True,
             numbers["temperature"], numbers["top_k"], numbers["top_p"], numbers["guidance_scale"],
-            gr.update(value=gallery_items([item], RANKED), visible=True), gr.update(visible=False), [item], gr.update(visible=False),
+            gr.update(value=gallery_items([item], RANKED), visible=True), "", [item], gr.update(visible=False),
             gr.update(visible=True), picture, facts(item, [item]), picture, picture, picture,
         ]  # fmt: skip
 

@@ -74,7 +74,7 @@ CSS = """
   color: var(--body-text-color-subdued); font-variant-numeric: tabular-nums; }
 .line b { color: var(--body-text-color); font-weight: 600; }
 .notice { border-left: 3px solid #e8590c; padding: .4rem .8rem; font-size: .92rem; margin-top: .5rem; }
-#notice:not(:has(.notice)) { display: none; }
+#notice:not(:has(.notice)), :is(#previews, #complete-previews):not(:has(img)) { display: none; }
 .notice s { opacity: .65; }
 :is(#gallery, #completions) { background: transparent; }
 :is(#gallery, #completions) .grid-wrap { max-height: none; }
@@ -89,8 +89,11 @@ CSS = """
   background: #fff; }
 :is(#gallery, #completions).ranked .grid-container > :first-child .caption-label { background: #d9480f; }
 #order-row { align-items: center; gap: .5rem 1.5rem; }
-#order, #rejected, #order-row .form { background: transparent; padding: 0; flex: 0 1 auto; max-width: 100%; }
-#best { max-width: 24rem; padding: 0; background: transparent; }
+#order, #best, #rejected, #order-row .form { background: transparent; padding: 0; }
+#order { flex: 0 1 auto !important; width: auto; }
+#order-row .form { flex: 1 1 320px; flex-wrap: nowrap; align-items: center; gap: 1rem; }
+#best { flex: 1 1 160px; min-width: 0 !important; }
+#rejected { flex: 0 0 auto; width: auto; margin: 0; }
 footer .divider { display: none; }  /* Gradio's, after the last link */
 #augmented { background: transparent; }
 #augmented .grid-container { grid-template-rows: none !important; grid-auto-rows: auto !important; }
