@@ -30,6 +30,10 @@ def arguments() -> argparse.Namespace:
         help="int8 is for CPUs: faster, a little less exact (default: float32 on a CPU, bfloat16 on a GPU)",
     )  # fmt: skip
     parser.add_argument(
+        "--compile", action="store_true",
+        help="CUDA: compile the prior's layers; the first pictures wait for it, the others come faster (no GPU has run it yet)",
+    )  # fmt: skip
+    parser.add_argument(
         "--public", action=argparse.BooleanOptionalAction, default="SPACE_ID" in os.environ,
         help=f"for strangers: at most {PUBLIC_CANDIDATES} candidates at once, no change of model (default: on a Space only)",
     )  # fmt: skip
@@ -68,11 +72,15 @@ def main() -> None:
 
     import dalle_core
 
+    if args.compile and (not torch.cuda.is_available() or args.device == "cpu" or os.environ.get("SPACES_ZERO_GPU")):
+        fail("--compile needs a CUDA GPU of one's own: leave it out.")
     dtype = args.dtype and getattr(torch, args.dtype)
 
     def load(source, tell=None):
         clip = args.clip if source == args.model else None
         pipe = dalle_core.load(source, args.device, dtype, clip, tell)
+        if args.compile:
+            pipe.prior.compile_repeated_blocks(fullgraph=True)
         if args.public:
             pipe.max_candidates = PUBLIC_CANDIDATES
         return pipe

@@ -54,22 +54,22 @@ class SelfAttention(nn.Module):
         self.qkv = nn.Linear(hidden_size, 3 * hidden_size, bias=False)
         self.out = nn.Linear(hidden_size, hidden_size, bias=False)
 
-    def forward(self, x, mask=None, causal=False, layer: int = 0, caches=()):
+    def forward(self, x, mask=None, causal=False, caches=()):
         """x [B, T, hidden]: whole sequences from position 0, or, with caches, what stands at each cache's own place.
 
-        caches: (cache, start) for groups of rows that stand one after the other in x.
+        caches: (k, v [b, H, S, D], start), this layer's, for groups of rows that stand one after the other in x.
         """
         q, k, v = heads_of(self.qkv(x), 3, self.num_heads)
         if not caches:
             y = attention(q, k, v, mask, causal)
             return self.out(y.transpose(1, 2).flatten(2))
         groups, row = [], 0
-        for cache, start in caches:
-            rows, end = slice(row, row + cache.k.shape[1]), start + x.shape[1]
-            cache.k[layer, :, :, start:end] = k[rows]
-            cache.v[layer, :, :, start:end] = v[rows]
+        for cached_k, cached_v, start in caches:
+            rows, end = slice(row, row + len(cached_k)), start + x.shape[1]
+            cached_k[:, :, start:end] = k[rows]
+            cached_v[:, :, start:end] = v[rows]
             # A single query sees all that is cached; several start at position 0 and are causal.
-            y = attention(q[rows], cache.k[layer, :, :, :end], cache.v[layer, :, :, :end], causal=x.shape[1] > 1)
+            y = attention(q[rows], cached_k[:, :, :end], cached_v[:, :, :end], causal=x.shape[1] > 1)
             groups.append(y.transpose(1, 2).flatten(2))
             row = rows.stop
         groups.append(x.new_zeros(len(x) - row, *x.shape[1:]))  # the rows that fill the batch up
@@ -140,8 +140,8 @@ class DecoderLayer(nn.Module):
         self.cross_attn_ln = nn.LayerNorm(hidden_size)
         self.glu = GLU(hidden_size, ffn_size)
 
-    def forward(self, x, texts, layer: int = 0, caches=()):
-        x = x + self.self_attn_ln(self.self_attn(self.pre_self_attn_ln(x), causal=True, layer=layer, caches=caches))
+    def forward(self, x, texts, caches=()):
+        x = x + self.self_attn_ln(self.self_attn(self.pre_self_attn_ln(x), causal=True, caches=caches))
         x = x + self.cross_attn_ln(self.cross_attn(self.pre_cross_attn_ln(x), texts))
         return x + self.glu(x)
 
@@ -154,6 +154,7 @@ class BartPrior(ModelMixin, ConfigMixin):
     """
 
     row_multiple = ROW_MULTIPLE  # rows of a decoding pass come in multiples of it
+    _repeated_blocks = ["EncoderLayer", "DecoderLayer"]  # what diffusers' compile_repeated_blocks compiles
 
     @register_to_config
     def __init__(
@@ -216,7 +217,7 @@ class BartPrior(ModelMixin, ConfigMixin):
         x = self._embed_image(text_ids.new_empty(prompts, 0) if image_ids is None else image_ids.expand(prompts, -1))
         for i, layer in enumerate(self.decoder):
             cache.text_k[i], cache.text_v[i] = heads_of(layer.cross_attn.kv(text), 2, self.config.num_heads)
-            x = layer(x, [(cache.text_k[i], cache.text_v[i], cache.mask, prompts)], i, [(cache, 0)])
+            x = layer(x, [(cache.text_k[i], cache.text_v[i], cache.mask, prompts)], [(cache.k[i], cache.v[i], 0)])
         logits = self.head(self.decoder_ln(x[:, -1]))
         return cache.repeat(copies, x.shape[1]), logits.repeat_interleave(copies, dim=0)
 
@@ -232,7 +233,7 @@ class BartPrior(ModelMixin, ConfigMixin):
         x = self.image_ln(pad_rows(torch.cat(x), self.row_multiple))
         for i, layer in enumerate(self.decoder):
             texts = [(c.text_k[i], c.text_v[i], c.mask, rows) for (c, _), rows in zip(caches, counts)]
-            x = layer(x, texts, i, caches)
+            x = layer(x, texts, [(c.k[i], c.v[i], start) for c, start in caches])
         return list(self.head(self.decoder_ln(x[:, 0]))[: sum(counts)].split(counts))
 
     def _embed_image(self, image_ids):

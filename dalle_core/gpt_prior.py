@@ -39,21 +39,21 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(hidden_size, 3 * hidden_size)
         self.proj = nn.Linear(hidden_size, hidden_size)
 
-    def forward(self, x, layer: int = 0, caches=()):
+    def forward(self, x, caches=()):
         """x [B, T, hidden]: whole sequences from position 0, or, with caches, what stands at each cache's own place.
 
-        caches: (cache, start) for groups of rows that stand one after the other in x.
+        caches: (k, v [b, H, S, D], start), this layer's, for groups of rows that stand one after the other in x.
         """
         q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)  # each [B, H, T, D]
         if not caches:
             return self.proj(attention(q, k, v, causal=True).transpose(1, 2).flatten(2))  # [B, T, H*D]
         groups, row = [], 0
-        for cache, start in caches:
-            rows, end = slice(row, row + cache.k.shape[1]), start + x.shape[1]
-            cache.k[layer, :, :, start:end] = k[rows]
-            cache.v[layer, :, :, start:end] = v[rows]
+        for cached_k, cached_v, start in caches:
+            rows, end = slice(row, row + len(cached_k)), start + x.shape[1]
+            cached_k[:, :, start:end] = k[rows]
+            cached_v[:, :, start:end] = v[rows]
             # A single query sees all that is cached; several start at position 0 and are causal.
-            y = attention(q[rows], cache.k[layer, :, :, :end], cache.v[layer, :, :, :end], causal=x.shape[1] > 1)
+            y = attention(q[rows], cached_k[:, :, :end], cached_v[:, :, :end], causal=x.shape[1] > 1)
             groups.append(y.transpose(1, 2).flatten(2))
             row = rows.stop
         groups.append(x.new_zeros(len(x) - row, *x.shape[1:]))  # the rows that fill the batch up
@@ -70,8 +70,8 @@ class Block(nn.Module):
             nn.Linear(hidden_size, 4 * hidden_size), nn.GELU(), nn.Linear(4 * hidden_size, hidden_size)
         )
 
-    def forward(self, x, layer: int = 0, caches=()):
-        x = x + self.attn(self.ln1(x), layer, caches)
+    def forward(self, x, caches=()):
+        x = x + self.attn(self.ln1(x), caches)
         return x + self.mlp(self.ln2(x))
 
 
@@ -79,6 +79,7 @@ class GPTPrior(ModelMixin, ConfigMixin):
     """Logits of image tokens given text and the image tokens before them."""
 
     row_multiple = ROW_MULTIPLE  # rows of a decoding pass come in multiples of it
+    _repeated_blocks = ["Block"]  # what diffusers' compile_repeated_blocks compiles
 
     @register_to_config
     def __init__(
@@ -147,7 +148,7 @@ class GPTPrior(ModelMixin, ConfigMixin):
 
     def _blocks(self, x, caches=()):
         for layer, block in enumerate(self.blocks):
-            x = block(x, layer, caches)
+            x = block(x, [(cache.k[layer], cache.v[layer], start) for cache, start in caches])
         return x
 
     def _logits(self, x):

@@ -63,6 +63,7 @@ def test_a_busy_port_is_one_line(busy_port):
         (("--port", "70000"), {}, "70000"),
         (("--port", "http"), {}, "http"),
         (("--dtype", "float8"), {}, "float8"),
+        (("--compile", "--device", "cpu"), {}, "--compile"),
         (("--model", "x" * 5000), {}, "There is no model"),
         (("--host", "256.0.0.1"), {}, "--host"),
         (("--host", "a" * 70 + ".b"), {}, "--host"),

@@ -179,6 +179,27 @@ def test_kept_tokens_at_either_end_cost_no_pass(kind):
     assert rows == [2] + 2 * [ROW_MULTIPLE]  # prompts with four tokens; tokens 4 and 5; 6 is the last one drawn
 
 
+@kinds
+def test_layers_are_compiled_whole_and_a_few_times_in_all(kind):
+    """As `--compile` does it, without a GPU's kernels: the layers' graphs as PyTorch traces them, once for prompts and a few
+    times for tokens, not once a layer or a position."""
+    prior, graphs = prior_of.__wrapped__(kind), []
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    torch._dynamo.reset()
+    try:
+        prior.compile_repeated_blocks(backend=backend, fullgraph=True)
+        for rows, scale in ((3, 2.0), (5, 2.0), (2, 1.0)):
+            arguments = uniforms_of(rows, range(rows)), SamplingSettings(guidance_scale=scale), FORCED
+            assert torch.equal(draw(prior, *arguments), draw(prior_of(kind), *arguments))
+    finally:
+        torch._dynamo.reset()
+    assert 2 <= len(graphs) <= 8, len(graphs)
+
+
 # ---------------------------------------------------------------- in company
 
 
