@@ -6,10 +6,11 @@ is most of the work for a few rows, so four people wait hardly longer than one.
 
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial, wraps
+from queue import SimpleQueue
 
 import torch
 
@@ -26,21 +27,38 @@ class SamplingSettings:
     guidance_scale: float = 1.0
 
 
-@dataclass(eq=False)
-class _Step:
-    """One request's next step: `then` gets its logits."""
+class _Request:
+    """A drawing on its way in the engine's thread."""
 
-    image_ids: torch.Tensor
-    cache: object
-    position: int
-    then: Callable[[torch.Tensor], None]
-    asker: int = field(default_factory=threading.get_ident)
-    answer: Future = field(default_factory=Future)
-    turns: int = 0  # passes since it was asked for
+    def __init__(self, drawing: Callable[[Callable], Generator]):
+        self.steps = drawing(self._tell)
+        self.step: tuple | None = None  # (image ids, cache, position) whose logits it needs; None: it has ended
+        self.said: SimpleQueue[torch.Tensor | Exception | None] = SimpleQueue()  # tokens; None at the end
+        self.told = self.read = 0  # one counted by the engine's thread, one by the reader's
+        self.turns = 0  # passes since it took part in one
+        self.left = False  # nobody reads it any more
+
+    def _tell(self, tokens: torch.Tensor) -> None:
+        self.told += 1
+        self.said.put(tokens.clone())  # it is drawn on while this one is looked at
+
+    def advance(self, logits: torch.Tensor | None) -> None:
+        try:
+            with torch.inference_mode():
+                self.step = self.steps.send(logits)
+        except StopIteration:
+            self.fail(None)
+        except Exception as error:
+            self.fail(error)
+
+    def fail(self, error: Exception | None) -> None:
+        self.step = None
+        self.said.put(error)
 
 
 class Engine:
-    """A thread that computes for all others, and joins the steps they ask for into one pass through a prior.
+    """A thread that computes for all others: it draws their requests, all in one pass through a prior a token, and does
+    what else they ask for in between.
 
     One thread, because PyTorch's OpenMP keeps a team of helpers for each thread that ever computed. With a second team
     there are more of them than cores, and they go to sleep between any two operations: a drawing takes 1.6 times as long
@@ -48,52 +66,82 @@ class Engine:
     company, and its team is there already. Who serves several threads should load the model on a thread that ends.
     """
 
-    PATIENCE = 0.02  # seconds that a pass waits for the requests of the pass before; their own work takes less
+    AHEAD = 16  # tokens that it draws before the first of them is read: waking a reader takes milliseconds
     IDLE = 0.1  # seconds until the thread ends
     SHARE = 32  # rows: a request that has several times as many takes part in fewer passes while smaller ones are there
 
     def __init__(self, prior):
         self.prior = prior
         self._works: deque[tuple[Callable, Future]] = deque()
-        self._steps: list[_Step] = []  # those that wait for a pass
-        self._expected: list[_Step] = []  # of the pass before: their requests should soon be back
-        self._worked = False  # work and passes take turns
+        self._requests: list[_Request] = []
+        self._worked = False  # works and passes take turns
         self._thread: threading.Thread | None = None
         self._changed = threading.Condition()
 
     def run(self, work: Callable):
         """work(), on the engine's thread."""
-        if self._at_home():
-            return work()
-        answer = Future()
-        self._ask(self._works, (work, answer))
-        return answer.result()
+        return work() if self._at_home() else self._ask(work).result()
 
-    def step(self, image_ids: torch.Tensor, cache, position: int, then: Callable[[torch.Tensor], None]) -> None:
-        """then(logits) of one step of `prior.decode`, perhaps in a pass with others' steps."""
-        step = _Step(image_ids, cache, position, then)
-        if self._at_home():
-            self._pass([step])
-        else:
-            self._ask(self._steps, step)
-        step.answer.result()
+    def draw(self, drawing: Callable[[Callable], Generator]) -> Iterator[torch.Tensor]:
+        """Yields the tokens that a drawing tells of. Closing it ends the drawing.
 
-    def leave(self, cache) -> None:
-        """The request of this cache asks for no more steps: nobody waits for it. It may have left before."""
-        with self._changed:
-            self._expected = [step for step in self._expected if step.cache is not cache]
-            self._changed.notify_all()
+        drawing(tell): a generator that yields the next step it needs, as `prior.decode` takes it, is sent its logits, and
+        calls tell(tokens).
+        """
+        return self._draw_here(drawing) if self._at_home() else self._draw_there(drawing)
+
+    def _draw_here(self, drawing) -> Iterator[torch.Tensor]:
+        told, logits = deque(), None
+        steps = drawing(told.append)
+        while True:
+            # The mode is the thread's: never across a yield, or whoever consumes this would be left in it.
+            with torch.inference_mode():
+                try:
+                    step = steps.send(logits)
+                except StopIteration:
+                    step = None
+            while told:
+                yield told.popleft()
+            if step is None:
+                return
+            with torch.inference_mode():
+                [logits] = self.prior.decode([step])
+
+    def _draw_there(self, drawing) -> Iterator[torch.Tensor]:
+        request = _Request(drawing)
+        self._ask(lambda: self._begin(request))
+        try:
+            while (said := request.said.get()) is not None:
+                if isinstance(said, Exception):
+                    raise said
+                request.read += 1
+                if request.told - request.read == self.AHEAD - 1:  # it may have been waiting for this
+                    with self._changed:
+                        self._wake()
+                yield said
+        finally:
+            request.left = True
+
+    def _begin(self, request: _Request) -> None:
+        if not request.left:
+            request.advance(None)
+            self._requests.append(request)
 
     def _at_home(self) -> bool:
         return threading.current_thread() in (self._thread, threading.main_thread())
 
-    def _ask(self, where: list | deque, what) -> None:
+    def _ask(self, work: Callable) -> Future:
+        answer = Future()
         with self._changed:
-            where.append(what)
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._serve, name="dalle-engine", daemon=True)
-                self._thread.start()
-            self._changed.notify_all()
+            self._works.append((work, answer))
+            self._wake()
+        return answer
+
+    def _wake(self) -> None:
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._serve, name="dalle-engine", daemon=True)
+            self._thread.start()
+        self._changed.notify_all()
 
     def _serve(self) -> None:
         while (task := self._next()) is not None:
@@ -103,46 +151,39 @@ class Engine:
     def _next(self) -> Callable | None:
         """What to compute now; None: nobody asks for anything, and the thread is no longer the engine's."""
         with self._changed:
-            if not self._changed.wait_for(lambda: self._works or self._steps, self.IDLE):
+            if not self._changed.wait_for(lambda: self._works or self._ready(), self.IDLE):
                 self._thread = None
                 return None
-            if self._steps and not self._work_is_next():
-                self._changed.wait_for(lambda: self._work_is_next() or self._all_back(), self.PATIENCE)
-            if self._work_is_next() or not self._steps:
-                self._worked = True
+            ready = self._ready()
+            self._worked = bool(self._works) and not (self._worked and ready)
+            if self._worked:
                 work, answer = self._works.popleft()
                 return partial(_answer, answer, work)
-            self._worked = False
-            self._expected = steps = self._fair_share()
-            for step in steps:
-                self._steps.remove(step)
-            return partial(self._pass, steps)
+            return partial(self._pass, self._fair_share(ready))
 
-    def _work_is_next(self) -> bool:
-        return bool(self._works) and not self._worked
+    def _ready(self) -> list[_Request]:
+        self._requests = [request for request in self._requests if request.step is not None and not request.left]
+        return [request for request in self._requests if request.told - request.read < self.AHEAD]
 
-    def _all_back(self) -> bool:
-        here = [step.cache for step in self._steps]
-        askers = {step.asker for step in self._steps}  # a thread that waits here cannot bring another request's step
-        return all(any(step.cache is cache for cache in here) or step.asker in askers for step in self._expected)
+    def _fair_share(self, ready: list[_Request]) -> list[_Request]:
+        """Who takes part in the next pass: everybody, but a large request only now and then when there are smaller ones."""
+        rows = [len(request.step[0]) for request in ready]
+        least = max(self.SHARE, min(rows))
+        for request in ready:
+            request.turns += 1
+        return [request for request, count in zip(ready, rows) if request.turns >= count // least]
 
-    def _fair_share(self) -> list[_Step]:
-        """The steps of the next pass: everybody's, but of a large request only now and then when smaller ones wait."""
-        least = max(self.SHARE, min(len(step.image_ids) for step in self._steps))
-        for step in self._steps:
-            step.turns += 1
-        return [step for step in self._steps if step.turns >= len(step.image_ids) // least]
-
-    def _pass(self, steps: list[_Step]) -> None:
+    def _pass(self, requests: list[_Request]) -> None:
         try:
             with torch.inference_mode():
-                logits = self.prior.decode([(step.image_ids, step.cache, step.position) for step in steps])
+                logits = self.prior.decode([request.step for request in requests])
         except Exception as error:  # out of memory, most likely: every request makes itself smaller
-            for step in steps:
-                step.answer.set_exception(error)
+            for request in requests:
+                request.fail(error)
             return
-        for step, rows in zip(steps, logits):
-            _answer(step.answer, partial(step.then, rows))
+        for request, rows in zip(requests, logits):
+            request.turns = 0
+            request.advance(rows)
 
 
 def _answer(answer: Future, work: Callable) -> None:
@@ -193,32 +234,18 @@ def generate(
         tokens[:, keep.to(device)] = forced[keep.to(device)]
     prompts = torch.cat([text_ids, null_ids]) if guided else text_ids
 
-    # The mode is the thread's: never across a yield, or whoever consumes this would be left in it.
-    @torch.inference_mode()
-    def begin():
-        return engine.prior.prefill(prompts, rows, forced[:lead] if lead else None)
-
-    @torch.inference_mode()
-    def choose(position, logits):
-        chosen = logits[:rows]
-        if guided:
-            chosen = guide(chosen, logits[rows:], settings.guidance_scale)
-        tokens[:, position] = sample(
-            chosen, uniforms[:, position], settings.temperature, settings.top_k, settings.top_p
-        )
-
-    cache, logits = engine.run(begin)
-    try:
+    def drawing(tell):
+        cache, logits = engine.prior.prefill(prompts, rows, forced[:lead] if lead else None)
         for position in range(length):
-            then = partial(choose, position) if not kept[position] else _nothing
             if lead < position <= last:
-                engine.step(tokens[:, position - 1].repeat(len(prompts)), cache, position - 1, then)
-            elif position == lead:
-                engine.run(partial(then, logits))
-            yield tokens
-    finally:
-        engine.leave(cache)
+                logits = yield tokens[:, position - 1].repeat(len(prompts)), cache, position - 1
+            if not kept[position]:
+                chosen = logits[:rows]
+                if guided:
+                    chosen = guide(chosen, logits[rows:], settings.guidance_scale)
+                tokens[:, position] = sample(
+                    chosen, uniforms[:, position], settings.temperature, settings.top_k, settings.top_p
+                )
+            tell(tokens)
 
-
-def _nothing(logits: torch.Tensor) -> None:
-    """A kept token is not sampled."""
+    return engine.draw(drawing)

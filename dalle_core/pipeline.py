@@ -384,14 +384,16 @@ class DallePipeline(DiffusionPipeline):
         # The decoder looks beyond a cell's edges: what is missing is filled with the latest token, then painted over.
         last = tokens[:, position - 1 : position].clamp(min=0)
         grids = torch.where(drawn, tokens, last).unflatten(1, (self.grid_size, self.grid_size))
+        mask = drawn.unflatten(1, (1, self.grid_size, self.grid_size))  # [B, 1, h, w]
+        begun = int(mask[0, 0].any(1).nonzero().max()) + 1  # rows; those below need no pixels
         factor = images.downsampling(self.image_tokenizer)
-        mask = drawn.unflatten(1, (1, self.grid_size, self.grid_size)).float()  # [B, 1, h, w]
-        mask = mask.repeat_interleave(factor, 2).repeat_interleave(factor, 3)
-        return images.to_images(images.decode(self.image_tokenizer, grids) * mask + NOT_DRAWN * (1 - mask))
+        mask = mask[:, :, :begun].float().repeat_interleave(factor, 2).repeat_interleave(factor, 3)
+        pixels = images.decode(self.image_tokenizer, grids[:, :begun]) * mask + NOT_DRAWN * (1 - mask)
+        return images.to_images(F.pad(pixels, (0, 0, 0, self.image_size - pixels.shape[2]), value=NOT_DRAWN))
 
     def _not_drawn(self) -> Image.Image:
         """The grey picture of a candidate that has not been begun."""
-        return images.to_images(torch.full((1, 3, self.image_size, self.image_size), NOT_DRAWN))[0]
+        return Image.new("RGB", (self.image_size, self.image_size), (round((NOT_DRAWN + 1) * 127.5),) * 3)
 
     def _forced(self, image_tokens, keep) -> tuple[torch.Tensor | None, torch.Tensor | None]:
         """Checked and flattened: ([N] int64, [N] bool), or two None."""

@@ -338,66 +338,79 @@ def in_threads(*works) -> None:
             done.result(timeout=60)
 
 
-def test_steps_of_several_threads_share_passes():
-    passes, barrier = [], threading.Barrier(3)
+def all_begun(engine: Engine, count: int) -> threading.Barrier:
+    """No pass before `count` threads, each with the first token of its request, have met here."""
+
+    def release():
+        engine.AHEAD = LENGTH
+        with engine._changed:
+            engine._wake()
+
+    engine.AHEAD = 0
+    return threading.Barrier(count, release, timeout=30)
+
+
+def test_requests_of_several_threads_share_passes():
+    passes = []
     engine = counting(prior_of("gpt"), passes)
-    engine.PATIENCE = 5.0
+    begun = all_begun(engine, 3)
 
     def work():
         steps = generate(engine, TEXT, NULL, torch.rand(2, 9), SamplingSettings())
         next(steps)
-        barrier.wait()
-        for _ in range(7):  # to the last but one: whoever is expected comes
-            next(steps)
-        barrier.wait()
-        steps.close()
+        begun.wait()
+        assert len(list(steps)) == 8
 
     in_threads(work, work, work)
-    sizes = [len(requests) for requests in passes]
-    assert sum(sizes) == 3 * 7 and sizes.count(3) >= 5
+    assert passes == 8 * [[2, 2, 2]]
 
 
 @pytest.mark.parametrize("cancelled", [True, False])
-def test_whoever_ends_is_not_waited_for(cancelled):
-    """With a patience that has no end: two requests share two passes, one ends, the other goes on."""
-    passes, ready, begun = [], threading.Event(), threading.Event()
+def test_whoever_ends_leaves_the_passes(cancelled):
+    """One of two requests ends after its third token; the other goes on."""
+    passes, ended = [], threading.Event()
 
     def hold(requests):
-        if len(passes) == 1:  # goes on when the other request's first step waits for the pass after
-            begun.set()
-            with engine._changed:
-                assert engine._changed.wait_for(lambda: engine._steps, timeout=30)
+        if cancelled and len(passes) == 3:  # while it is in this pass, its reader leaves
+            assert ended.wait(timeout=30)
 
     engine = counting(prior_of("gpt"), passes, hold)
-    engine.PATIENCE = None
-    keep = torch.arange(LENGTH) >= 3  # the last drawn token is 2: two passes
+    begun = all_begun(engine, 2)
 
     def stay():
-        assert ready.wait(timeout=30)
-        list(generate(engine, TEXT, NULL, torch.rand(2, 9), SamplingSettings()))
+        steps = generate(engine, TEXT, NULL, torch.rand(2, 9), SamplingSettings())
+        next(steps)
+        begun.wait()
+        assert len(list(steps)) == 8
 
     def end():
-        steps = generate(engine, TEXT, NULL, torch.rand(2, 9), SamplingSettings(), FORCED, keep)
+        keep = torch.arange(LENGTH) >= 3  # the last drawn token is 2: two passes
+        steps = generate(engine, TEXT, NULL, torch.rand(3, 9), SamplingSettings(), *(() if cancelled else (FORCED, keep)))
         next(steps)
-        ready.set()
-        assert begun.wait(timeout=30)
+        begun.wait()
         if cancelled:
             next(steps), next(steps)
             steps.close()
+            ended.set()
         else:
-            list(steps)
+            assert len(list(steps)) == 8
 
     in_threads(stay, end)
-    assert [len(requests) for requests in passes] == [1, 2, 2, 1, 1, 1, 1, 1]
+    together = sum(3 in requests for requests in passes)
+    assert together == 2 or (cancelled and together == 3)  # it may have been in the third pass already
+    assert [sorted(requests) for requests in passes] == together * [[2, 3]] + (8 - together) * [[2]]
 
 
-def test_a_request_that_does_not_come_back_holds_nobody_up():
-    engine, left, done = Engine(prior_of("gpt")), [], threading.Event()
+def test_a_request_that_is_not_read_holds_nobody_up_and_is_not_drawn_far_ahead():
+    passes, left, done = [], [], threading.Event()
+    engine = counting(prior_of("gpt"), passes)
+    engine.AHEAD = 4
 
     def idle():
-        steps = generate(engine, TEXT, NULL, torch.rand(2, 9), SamplingSettings())
+        steps = generate(engine, TEXT, NULL, torch.rand(3, 9), SamplingSettings())
         next(steps), next(steps)
         assert done.wait(timeout=30)
+        left.append(sum(3 in requests for requests in passes))
         left.extend(steps)
 
     def busy():
@@ -405,44 +418,51 @@ def test_a_request_that_does_not_come_back_holds_nobody_up():
         done.set()
 
     in_threads(idle, busy)
-    assert len(left) == 7
+    assert left[0] <= 5 and len(left[1:]) == 7  # six tokens are told of, the first without a pass
 
 
 def test_a_large_request_does_not_starve_a_small_one():
     """160 rows beside 2: the large one takes part in every fifth pass until the small one has ended."""
-    passes, begun = [], threading.Barrier(2)
+    passes = []
     engine = counting(prior_of("gpt"), passes)
-    engine.PATIENCE = 5.0
+    begun = all_begun(engine, 2)
 
     def work(rows):
         steps = generate(engine, TEXT, NULL, torch.rand(rows, 9), SamplingSettings())
         next(steps)
         begun.wait()
-        list(steps)
+        assert len(list(steps)) == 8
 
     in_threads(lambda: work(2), lambda: work(160))
-    ended = max(number for number, requests in enumerate(passes) if 2 in requests)
-    during = sum(160 in requests for requests in passes[: ended + 1])
-    assert during <= 3 and sum(160 in requests for requests in passes) == 8
+    assert [sorted(requests) for requests in passes] == 4 * [[2]] + [[2, 160]] + 3 * [[2]] + 7 * [[160]]
 
 
 def test_an_error_in_a_shared_pass_reaches_every_request():
-    together = threading.Barrier(2)
+    passes = []
 
     def fail(steps):
+        passes.append(len(steps))
+        while engine._works:  # until both have begun
+            engine._works.popleft()[0]()
         raise ZeroDivisionError(len(steps))
 
     engine = Engine(SimpleNamespace(prefill=prior_of("gpt").prefill, decode=fail))
-    engine.run = lambda work: work()  # so that the engine's thread is free until both have asked
 
     def work():
         steps = generate(engine, TEXT, NULL, torch.rand(2, 9), SamplingSettings())
         next(steps)
-        together.wait()
         with pytest.raises(ZeroDivisionError):
             next(steps)
+        assert list(steps) == []
 
     in_threads(work, work)
+    assert sum(passes) == 2
+
+
+def test_what_a_reader_holds_is_not_drawn_on():
+    engine, found = Engine(prior_of("gpt")), []
+    in_threads(lambda: found.extend(generate(engine, TEXT, NULL, torch.rand(2, 9), SamplingSettings())))
+    assert [(tokens >= 0).sum(1).tolist() for tokens in found] == [[i, i] for i in range(1, 10)]
 
 
 def test_one_thread_computes_for_all_and_ends_when_nobody_asks():
