@@ -98,7 +98,7 @@ def build(models: Models, together: int, save_recipe: gr.Checkbox, tab: gr.Tab):
         go = gr.Button("Complete", variant="primary", elem_id="complete")
         stop = gr.Button("Stop", elem_id="complete-stop")
     progress = gr.HTML("", elem_id="complete-status", elem_classes="status")
-    previews = gr.HTML("", label="Previews", elem_id="complete-previews", padding=False)
+    previews = gr.HTML("", label="Previews", elem_id="complete-previews")
     gallery = gr.Gallery(
         columns=4, format="png", object_fit="contain", show_label=False, label="Completions", height="auto",
         elem_id="completions", elem_classes="ranked", buttons=["download"], visible=False,

@@ -106,7 +106,7 @@ def build(models: Models, demo: gr.Blocks, together: int) -> None:
                 )  # fmt: skip
                 rejected = gr.Checkbox(False, label="The rejected", elem_id="rejected", scale=1, min_width=120)
             empty = gr.HTML(EMPTY)
-            previews = gr.HTML("", label="Previews", elem_id="previews", padding=False)
+            previews = gr.HTML("", label="Previews", elem_id="previews")
             gallery = gr.Gallery(
                 columns=4, format="png", object_fit="contain", allow_preview=False, show_label=False, height="auto",
                 label="Candidates", elem_id="gallery", elem_classes="ranked", visible=False, buttons=[],

@@ -65,7 +65,7 @@ CSS = """
 #generate, #stop { min-height: 3.2rem; font-size: 1.02rem; }
 #examples button, #examples .gallery-item { border-radius: 99px; }
 #examples .label { display: none; }
-#status { min-height: 2.6rem; }
+#status { min-height: 3.2rem; }  /* with the bar, so that nothing moves when it goes */
 #status .wrap { height: auto; overflow: visible !important; }
 #status .progress-text { top: .6rem !important; }
 .bar { height: 6px; border-radius: 99px; background: var(--border-color-primary); overflow: hidden; }
@@ -84,6 +84,7 @@ CSS = """
 :is(#gallery, #completions) .caption-label { left: 8px; right: auto; bottom: 8px; max-width: none; border-radius: 99px; border: 0;
   padding: .1rem .55rem; font-family: var(--font-mono); font-size: .75rem; background: rgba(28, 25, 23, .78);
   color: #fff; }
+:is(#previews, #complete-previews) .html-container { padding: 0; }
 .preview-grid { display: grid; grid-template-columns: repeat(4, minmax(0, 1fr)); gap: 8px; padding: 8px; }  /* as Gradio's gallery */
 .preview-grid img { width: 100%; aspect-ratio: 1; border-radius: 14px; border: 1px solid var(--border-color-primary);
   background: #fff; }
