@@ -31,25 +31,33 @@ class _Request:
     """A drawing on its way in the engine's thread."""
 
     def __init__(self, drawing: Callable[[Callable], Generator]):
-        self.steps = drawing(self._tell)
+        self.steps: Generator | None = drawing(self._tell)
         self.step: tuple | None = None  # (image ids, cache, position) whose logits it needs; None: it has ended
         self.said: SimpleQueue[torch.Tensor | Exception | None] = SimpleQueue()  # tokens; None at the end
         self.told = self.read = 0  # one counted by the engine's thread, one by the reader's
         self.turns = 0  # passes since it took part in one
-        self.left = False  # nobody reads it any more
 
     def _tell(self, tokens: torch.Tensor) -> None:
         self.told += 1
         self.said.put(tokens.clone())  # it is drawn on while this one is looked at
 
     def advance(self, logits: torch.Tensor | None) -> None:
+        if (steps := self.steps) is None:  # its reader has left
+            return
         try:
             with torch.inference_mode():
-                self.step = self.steps.send(logits)
+                self.step = steps.send(logits)
+            if self.steps is None:  # meanwhile
+                self.step = None
         except StopIteration:
             self.fail(None)
         except Exception as error:
             self.fail(error)
+
+    def leave(self) -> None:
+        """Nobody reads it any more. The steps refer to it: their memory would wait for the garbage collector."""
+        self.steps = None
+        self.step = None
 
     def fail(self, error: Exception | None) -> None:
         self.step = None
@@ -66,7 +74,7 @@ class Engine:
     company, and its team is there already. Who serves several threads should load the model on a thread that ends.
     """
 
-    AHEAD = 16  # tokens that it draws before the first of them is read: waking a reader takes milliseconds
+    AHEAD = 16  # tokens that it draws before the first of them is read: a reader that shows a preview holds nothing up
     IDLE = 0.1  # seconds until the thread ends
     SHARE = 32  # rows: a request that has several times as many takes part in fewer passes while smaller ones are there
 
@@ -120,11 +128,13 @@ class Engine:
                         self._wake()
                 yield said
         finally:
-            request.left = True
+            with self._changed:
+                self._requests = [one for one in self._requests if one is not request]
+                request.leave()
 
     def _begin(self, request: _Request) -> None:
-        if not request.left:
-            request.advance(None)
+        request.advance(None)
+        with self._changed:
             self._requests.append(request)
 
     def _at_home(self) -> bool:
@@ -159,10 +169,11 @@ class Engine:
             if self._worked:
                 work, answer = self._works.popleft()
                 return partial(_answer, answer, work)
-            return partial(self._pass, self._fair_share(ready))
+            requests = self._fair_share(ready)
+            return partial(self._pass, requests, [request.step for request in requests])
 
     def _ready(self) -> list[_Request]:
-        self._requests = [request for request in self._requests if request.step is not None and not request.left]
+        self._requests = [request for request in self._requests if request.step is not None]
         return [request for request in self._requests if request.told - request.read < self.AHEAD]
 
     def _fair_share(self, ready: list[_Request]) -> list[_Request]:
@@ -173,10 +184,10 @@ class Engine:
             request.turns += 1
         return [request for request, count in zip(ready, rows) if request.turns >= count // least]
 
-    def _pass(self, requests: list[_Request]) -> None:
+    def _pass(self, requests: list[_Request], steps: list[tuple]) -> None:
         try:
             with torch.inference_mode():
-                logits = self.prior.decode([request.step for request in requests])
+                logits = self.prior.decode(steps)
         except Exception as error:  # out of memory, most likely: every request makes itself smaller
             for request in requests:
                 request.fail(error)

@@ -1,8 +1,10 @@
 """The engine equals a slow and obvious sampler; company changes nothing; it stops when it is closed."""
 
 import functools
+import gc
 import threading
 import time
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from types import SimpleNamespace
@@ -480,6 +482,35 @@ def test_one_thread_computes_for_all_and_ends_when_nobody_asks():
     thread.join(timeout=10)
     assert not thread.is_alive()
     assert engine.run(threading.current_thread) is threading.main_thread()
+
+
+@pytest.mark.parametrize("read", [1, 3, LENGTH])
+def test_what_a_request_held_is_freed_when_its_reader_has_left(read):
+    """Without the garbage collector: a large model's keys and values are gigabytes."""
+    prior, caches = prior_of("gpt"), []
+
+    def prefill(*arguments):
+        cache, logits = prior.prefill(*arguments)
+        caches.append(weakref.ref(cache))
+        return cache, logits
+
+    engine = Engine(SimpleNamespace(prefill=prefill, decode=prior.decode))
+
+    def work():
+        steps = generate(engine, TEXT, NULL, torch.rand(2, 9), SamplingSettings())
+        for _ in range(read):
+            next(steps)
+        thread = engine._thread
+        steps.close()
+        thread.join(timeout=30)  # it may be in a pass
+        assert caches[0]() is None
+
+    gc.collect()
+    gc.disable()
+    try:
+        in_threads(work)
+    finally:
+        gc.enable()
 
 
 def test_an_error_of_a_work_reaches_who_asked_for_it():
