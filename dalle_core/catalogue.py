@@ -375,17 +375,16 @@ def _load_model(folder: Path, cls, file: str, dtype: torch.dtype):
             raise ModelError(f"{path}: {key} has the shape {list(found[key])}, config.json asks for {list(shape)}.")
     for key in found.keys() - expected.keys():
         raise ModelError(f"{path}: the key {key} is unexpected. The file belongs to another model.")
-    try:
-        with safe_open(path, "pt") as weights:
-            state = {key: weights.get_tensor(key) for key in expected}
-    except (SafetensorError, OSError) as error:
-        raise ModelError(f"{path} cannot be read ({error}). It is damaged or incomplete: download it again.") from None
-    for key, value in state.items():
-        if not torch.isfinite(value).all():
+    state = {}
+    for key in expected:
+        try:
+            with safe_open(path, "pt") as weights:  # mapped for each anew: the pages of all would count as memory in use
+                # In memory of its own: in the file it may begin anywhere, where kernels round otherwise.
+                state[key] = weights.get_tensor(key).to(dtype, copy=True)
+        except (SafetensorError, OSError) as error:
+            raise ModelError(f"{path} cannot be read ({error}). It is damaged or incomplete: download it again.") from None
+        if not torch.isfinite(state[key]).all():
             raise ModelError(f"{path}: {key} holds NaN or infinity. The file is damaged: download or save it again.")
-        value = value.to(dtype)
-        # A tensor that is mapped from the file may begin anywhere; kernels round otherwise there than in memory of its own.
-        state[key] = value.clone() if value.data_ptr() % 64 else value
     model.load_state_dict(state, strict=True, assign=True)
     for name, buffer in list(model.named_buffers()):  # what follows from the config is not in the file
         if buffer.is_meta:

@@ -74,7 +74,7 @@ def at_a_time(model: VQModel, grid_size: int) -> int:
 @torch.no_grad()
 def decode(model: VQModel, tokens: torch.Tensor) -> torch.Tensor:
     """Tokens [B, h, h] -> pixels [B, 3, H, H] in [-1, 1]; a picture's are the same alone and among others."""
-    most = at_a_time(model, tokens.shape[1])
+    most = at_a_time(model, max(tokens.shape[1:]))
     # Convolutions of a single small picture take another kernel, which rounds otherwise: it is decoded twice.
     return torch.cat([_decode(model, part, twice=len(part) == 1 < most) for part in tokens.split(most)])
 

@@ -42,7 +42,7 @@ class Int8Linear(nn.Module):
 def quantize(model: nn.Module) -> None:
     """Replaces every linear layer of a prior on the CPU. Raises ModelError where the kernel is missing."""
     try:
-        for module in list(model.modules()):
+        for module in [module for module in model.modules() if not isinstance(module, nn.Linear)]:  # which are to be freed
             for name, child in module.named_children():
                 if isinstance(child, nn.Linear):
                     setattr(module, name, Int8Linear(child))

@@ -43,16 +43,16 @@ class PackedLinear(nn.Module):
 def pack(model: nn.Module) -> None:
     """Replaces the linear layers of a model on the CPU, where oneDNN can and keeps rows apart; leaves it as it is where
     not. Sets `model.row_multiple`."""
-    linears = [module for module in model.modules() if isinstance(module, nn.Linear)]
-    dtype = linears[0].weight.dtype
+    shapes = {module.weight.shape: module for module in model.modules() if isinstance(module, nn.Linear)}
+    dtype = next(iter(shapes.values())).weight.dtype
     if not torch.backends.mkldnn.is_available() or dtype not in (torch.float32, torch.bfloat16):
         return
     if dtype == torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
         return
-    shapes = {linear.weight.shape: linear for linear in linears}
     if not all(_rows_are_apart(PackedLinear(linear)) for linear in shapes.values()):
         return
-    for module in list(model.modules()):
+    del shapes  # from here on each plain copy is freed when its packed one is there, and leaves its place to the next
+    for module in [module for module in model.modules() if not isinstance(module, nn.Linear)]:
         for name, child in module.named_children():
             if isinstance(child, nn.Linear):
                 setattr(module, name, PackedLinear(child))
