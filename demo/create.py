@@ -361,7 +361,7 @@ def build(models: Models, demo: gr.Blocks, together: int) -> None:
         follow_link, None, linked, queue=False, show_progress="hidden", api_visibility="private"
     ).then(
         # In the browser, where nothing can be typed between reading and writing: what was typed already stays.
-        None, [*link_sets, linked], link_sets, api_visibility="private",
+        None, [*link_sets, linked], link_sets, api_visibility="private", show_progress="hidden",
         js="""(prompt, negative, seed, keep, candidates, temperature, top_k, top_p, guidance, text) => {
           const now = [prompt, negative, seed, keep, candidates, temperature, top_k, top_p, guidance];
           if (!text || prompt) return now;

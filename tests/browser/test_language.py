@@ -198,6 +198,7 @@ def test_an_english_browser_gets_english_and_can_choose_chinese(browser, served)
     with visit(browser, served[0], locale="en-US") as page:
         assert page.evaluate("document.documentElement.lang") == "en"
         expect(page.locator("#generate")).to_have_text("Generate")
+        page.wait_for_function("() => !/\\d\\.\\ds/.test(document.body.innerText)")  # Gradio counts while the page loads
         english = page.evaluate(TEXTS)
         page.locator("#language").click()
         expect(page.locator("#generate")).to_have_text("生成")
