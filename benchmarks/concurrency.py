@@ -1,10 +1,10 @@
 """Several people at once: eight who ask for four candidates each, and one who asks for four beside one who asks for 64.
 
 Regime: the embedded model in float32 on the CPU, no previews, ranked, as a server does it: loaded in a thread that
-ends, each request in a thread of its own. Before anything is timed, everybody must get the pictures that they get alone. "throughput": the eight one after the other
-against all at once; "last_s" is when the last of them has its pictures. "fairness": how long a request takes, alone and
-beside the other one (the large one is a token ahead); medians of `--repeats`. Nothing else should be running. Ends in
-one JSON line.
+ends, each request in a thread of its own. Before anything is timed, everybody must get the pictures that they get
+alone. "throughput": the eight one after the other against all at once; "last_s" is when the last of them has its
+pictures. "fairness": how long a request takes, alone and beside the other one (the large one is a token ahead); medians
+of `--repeats`. Nothing else should be running. Ends in one JSON line.
 """
 
 import argparse

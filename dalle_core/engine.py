@@ -69,10 +69,10 @@ class Engine:
     what else they ask for in between.
 
     One thread, because PyTorch's OpenMP keeps a team of helpers for each thread that ever computed. With a second team
-    there are more of them than cores, and they go to sleep between any two operations: a drawing took half as long again
-    (two cores, libgomp). It ends when nobody asks for anything. The main thread computes for itself: a script has no
-    company, and its team is there already. Who serves several threads should load the model on a thread that ends, and
-    compute nothing large on others: what has more than 32,768 elements is shared out to a team.
+    there are more of them than cores, and they go to sleep between any two operations: every drawing is much slower
+    (seen with libgomp on two cores). It ends when nobody asks for anything. The main thread computes for itself: a
+    script has no company, and its team is there already. Who serves several threads should load the model on a thread
+    that ends, and compute nothing large on others: what has more than 32,768 elements is shared out to a team.
     """
 
     AHEAD = 16  # tokens that it draws before the first of them is read: a reader that shows a preview holds nothing up

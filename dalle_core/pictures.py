@@ -49,7 +49,7 @@ def png(image: Image.Image, recipe: dict | None) -> bytes:
     if recipe:
         info.add_text("dalle", json.dumps(recipe), zip=False)
     file = io.BytesIO()
-    image.save(file, "PNG", pnginfo=info, compress_level=4)  # a third of the time of the usual 6, and 6 % larger
+    image.save(file, "PNG", pnginfo=info, compress_level=4)  # several times as fast as the usual 6, hardly larger
     return file.getvalue()
 
 

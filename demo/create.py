@@ -160,8 +160,7 @@ def build(models: Models, demo: gr.Blocks, together: int) -> None:
         first = items[0]
         ranks = "ranked" if order == RANKED else []
         return update(
-            gallery=gr.update(value=gallery_items(items, order), visible=True, elem_classes=ranks), kept=items,
-            previews="",
+            gallery=gr.update(value=gallery_items(items, order), visible=True, elem_classes=ranks), kept=items, previews="",
             empty=gr.update(visible=False), detail=gr.update(visible=True), chosen=first["path"], path=first["path"],
             table=facts(first, items), download=first["path"], download_all=str(archive),
             best=gr.update(maximum=max(len(items), 2), value=len(items)),  # Gradio makes no slider from 1 to 1

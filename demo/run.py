@@ -19,7 +19,7 @@ from demo.models import Models
 from demo.pictures import save_all
 
 MAX_PROMPT = 20_000  # characters; what is beyond is far past what any model reads, and would fill every PNG
-UPDATE_EVERY = 0.5  # seconds between updates of the progress line; each costs the page and the server some 20 ms
+UPDATE_EVERY = 0.5  # seconds between updates of the progress line; each takes cores from the drawing
 log = logging.getLogger(__name__)
 
 
