@@ -63,7 +63,8 @@ def build(models: Models, together: int) -> None:
         label="X/Y grid", show_label=False, interactive=False, format="png", elem_id="compare-grid", visible=False,
         buttons=["fullscreen"], alt_text="X/Y grid",
     )  # fmt: skip
-    with gr.Row(visible=False) as exports:
+    # Hidden, not absent: what comes into view together with its value may miss the value (here and on the other tabs).
+    with gr.Row(visible="hidden") as exports:
         as_picture = gr.DownloadButton("Download the grid", elem_id="compare-png")
         as_json = gr.DownloadButton("Download as JSON", elem_id="compare-json")
 

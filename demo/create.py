@@ -111,7 +111,7 @@ def build(models: Models, demo: gr.Blocks, together: int) -> None:
                 columns=4, format="png", object_fit="contain", allow_preview=False, show_label=False, height="auto",
                 label="Candidates", elem_id="gallery", elem_classes="ranked", visible=False, buttons=[],
             )  # fmt: skip
-        with gr.Column(scale=2, min_width=300), gr.Column(visible=False, elem_id="detail") as detail:
+        with gr.Column(scale=2, min_width=300), gr.Column(visible="hidden", elem_id="detail") as detail:
             chosen = gr.Image(
                 show_label=False, label="Chosen picture", elem_id="chosen", format="png", interactive=False,
                 buttons=["fullscreen"], height="auto", alt_text="Chosen picture",

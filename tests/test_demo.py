@@ -436,3 +436,11 @@ def test_reconstructing(tiny_pipeline):
     off, psnr = tokens.error_map(image, image)
     assert psnr > 100 and np.asarray(off).min() == 255
     assert tokens.error_map(image, Image.new("RGB", (64, 64)))[1] < 15
+
+
+def test_nothing_misses_its_first_value(tiny_pipeline):
+    """Gradio loses, now and then, a value that is sent together with what makes its row or column exist."""
+    demo = create_demo(Models(tiny_pipeline, "tiny"))
+    containers = [block for block in demo.blocks.values() if isinstance(block, gr.blocks.BlockContext)]
+    assert any(block.visible == "hidden" for block in containers)
+    assert [block.elem_id for block in containers if block.visible is False] == []
