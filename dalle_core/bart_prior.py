@@ -16,6 +16,8 @@ from torch import nn
 
 from dalle_core.rows import ROW_MULTIPLE, attention, pad_rows, repeat_rows
 
+TEXT_MULTIPLE = 8  # positions of text that are read come in multiples of it
+
 
 class BartCache:
     """What decoding reuses: for every prompt the encoder's keys and values, for every row those of its image tokens.
@@ -23,17 +25,17 @@ class BartCache:
     The rows of a prompt stand side by side. All is allocated once; the caller owns it.
     """
 
-    def __init__(self, prior: "BartPrior", prompts: int):
+    def __init__(self, prior: "BartPrior", mask: torch.Tensor):
         config, weight = prior.config, prior.image_embedding.weight
         heads, size = config.num_heads, config.hidden_size // config.num_heads
 
-        def empty(rows, length):
-            shape = (config.decoder_layers, rows, heads, length, size)
+        def empty(length):
+            shape = (config.decoder_layers, len(mask), heads, length, size)
             return torch.empty(shape, device=weight.device, dtype=weight.dtype)  # [L, B, H, T, D]
 
-        self.k, self.v = empty(prompts, config.image_length), empty(prompts, config.image_length)
-        self.text_k, self.text_v = empty(prompts, config.text_length), empty(prompts, config.text_length)
-        self.mask: torch.Tensor  # [P, 1, 1, text_length], true where there is text
+        self.k, self.v = empty(config.image_length), empty(config.image_length)
+        self.text_k, self.text_v = empty(mask.shape[-1]), empty(mask.shape[-1])
+        self.mask = mask  # [P, 1, 1, S], true where there is text
 
     def repeat(self, copies: int, filled: int) -> "BartCache":
         """A cache of `copies` rows a prompt, in which the first `filled` positions stand; the text's part is shared."""
@@ -187,9 +189,9 @@ class BartPrior(ModelMixin, ConfigMixin):
         self.head = nn.Linear(hidden_size, image_vocab_size, bias=False)
 
     def encode_text(self, text_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """text_ids [P, text_length] -> (states [P, text_length, hidden], mask [P, 1, 1, text_length], true at text)."""
+        """text_ids [P, S] -> (states [P, S, hidden], mask [P, 1, 1, S], true at text)."""
         mask = (text_ids != self.config.pad_token_id)[:, None, None]
-        x = self.text_ln(self.text_embedding(text_ids) + self.text_position.weight)
+        x = self.text_ln(self.text_embedding(text_ids) + self.text_position.weight[: text_ids.shape[1]])
         for layer in self.encoder:
             x = layer(x, mask)
         return self.encoder_ln(x), mask
@@ -212,8 +214,10 @@ class BartPrior(ModelMixin, ConfigMixin):
         Returns the cache for P * copies rows, the copies of a prompt side by side, and each row's logits
         [P * copies, V] of image token n.
         """
-        cache, prompts = BartCache(self, len(text_ids)), len(text_ids)
-        text, cache.mask = self.encode_text(text_ids)
+        prompts = len(text_ids)
+        filled = int((text_ids != self.config.pad_token_id).any(0).nonzero().max()) + 1  # nothing looks at what follows
+        text, mask = self.encode_text(text_ids[:, : -(-filled // TEXT_MULTIPLE) * TEXT_MULTIPLE])
+        cache = BartCache(self, mask)
         x = self._embed_image(text_ids.new_empty(prompts, 0) if image_ids is None else image_ids.expand(prompts, -1))
         for i, layer in enumerate(self.decoder):
             cache.text_k[i], cache.text_v[i] = heads_of(layer.cross_attn.kv(text), 2, self.config.num_heads)

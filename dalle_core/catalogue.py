@@ -22,6 +22,7 @@ from dalle_core import image_tokenizer as images
 from dalle_core.bart_prior import BartPrior
 from dalle_core.checkpoints import dalle_mini, min_dalle, mindalle
 from dalle_core.checkpoints.tensors import LAYERS, numbered, read_json, read_torch
+from dalle_core.decoder import narrow, quicken
 from dalle_core.downloads import Progress
 from dalle_core.errors import InputError, ModelError
 from dalle_core.gpt_prior import GPTPrior
@@ -106,10 +107,11 @@ def load(
     min-dalle, dalle-mini or minDALL·E, recognised by their files.
 
     device None: CUDA, else Apple's MPS, else the CPU. dtype None: float32 on the CPU and MPS, bfloat16 on CUDA;
-    int8, on a CPU: the prior's linear layers in 8 bits, all else in float32. clip: a folder or Hub id of the CLIP that
-    ranks, "none" for no ranking, None for the model's own or the usual one. tell is called with a line of text now and
-    then. packed: on a CPU, arrange the prior's weights for drawing (`packed.py`). Raises ModelError naming the file (and
-    the key) when something is missing, damaged, unexpected or misshapen, or with numbers when it does not fit.
+    int8, on a CPU: the prior's linear layers in 8 bits, the image tokenizer's decoder in bfloat16 where the CPU computes
+    in it, all else in float32. clip: a folder or Hub id of the CLIP that ranks, "none" for no ranking, None for the
+    model's own or the usual one. tell is called with a line of text now and then. packed: on a CPU, arrange the weights
+    for drawing (`packed.py`, `decoder.py`), which rounds otherwise. Raises ModelError naming the file (and the key) when
+    something is missing, damaged, unexpected or misshapen, or with numbers when it does not fit.
     """
     source, device = str(source), _device(device)
     dtype = dtype or _usual_dtype(device)
@@ -127,8 +129,11 @@ def load(
         _check_clip(pipe, folder, folder)
     if eight_bit:
         quantize(pipe.prior)
+        narrow(pipe.image_tokenizer)
     elif device.type == "cpu" and packed:
         pack(pipe.prior)
+    if device.type == "cpu" and packed:
+        quicken(pipe.image_tokenizer)
     try:
         return pipe.to(device)
     except RuntimeError as error:

@@ -81,6 +81,7 @@ def decode(model: VQModel, tokens: torch.Tensor) -> torch.Tensor:
 
 def _decode(model: VQModel, tokens: torch.Tensor, twice: bool) -> torch.Tensor:
     z = model.quantize.embedding(tokens.repeat(2, 1, 1) if twice else tokens).permute(0, 3, 1, 2)  # [B, C, h, w]
+    z = z.to(model.post_quant_conv.weight.dtype)  # the decoder's, which may be smaller than the rest's
     blocks = model.decode(z, force_not_quantize=True).sample[: len(tokens)]
     pixels = F.pixel_shuffle(blocks, block_size(model)).float()
     if "pixel_range" in model.config:

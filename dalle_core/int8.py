@@ -12,6 +12,7 @@ from dalle_core.errors import ModelError
 from dalle_core.rows import FEW_ROWS
 
 LEVELS = 127
+MIDDLE = torch.tensor(128.5)
 
 
 class Int8Linear(nn.Module):
@@ -30,8 +31,8 @@ class Int8Linear(nn.Module):
         """x [..., in] -> [..., out], both float32."""
         rows = x.flatten(0, -2)
         scale = rows.abs().amax(dim=1, keepdim=True).clamp(min=1e-12) / LEVELS
-        # Unsigned around 128: the signed kernel is a slow reference.
-        quantized = (rows / scale).round_().add_(128).to(torch.uint8)
+        # Unsigned around 128: the signed kernel is a slow reference. Rounded by what the conversion cuts off.
+        quantized = torch.addcmul(MIDDLE, rows, 1 / scale).to(torch.uint8)
         y = torch.ops.onednn.qlinear_pointwise(
             quantized, 1.0, 128, self.packed, self.scale, self.zeros, None, 1.0, 0, torch.float32, "none", [], ""
         )

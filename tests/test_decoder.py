@@ -1,0 +1,62 @@
+"""The quick decoder: the same pictures up to rounding, each by itself to the last bit, saved as what it was."""
+
+import numpy as np
+import pytest
+import torch
+from diffusers.models.upsampling import Upsample2D
+
+import dalle_core
+from dalle_core import image_tokenizer as images
+from dalle_core.decoder import UpsampleConv, narrow, quicken
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("channels, out", [(5, 3), (16, 16)])
+@pytest.mark.parametrize("size", [(1, 1), (2, 3), (8, 8)])
+def test_enlarging_and_convolving_in_one_step(channels, out, size):
+    torch.manual_seed(0)
+    plain, x = Upsample2D(channels, use_conv=True, out_channels=out), torch.randn(2, channels, *size)
+    quick = UpsampleConv(plain)
+    assert quick(x).shape == (2, out, 2 * size[0], 2 * size[1])
+    assert torch.allclose(quick(x), plain(x), atol=1e-5)  # the edges too
+    assert quick.state_dict().keys() == plain.state_dict().keys()
+
+
+def test_pictures_are_those_of_the_plain_decoder(saved):
+    quick, plain = (dalle_core.load(saved, packed=packed).image_tokenizer for packed in (True, False))
+    assert any(isinstance(module, UpsampleConv) for module in quick.modules())
+    tokens = torch.randint(64, (9, 4, 4), generator=torch.Generator().manual_seed(0))
+    assert torch.allclose(images.decode(quick, tokens), images.decode(plain, tokens), atol=1e-5)
+    state, expected = quick.state_dict(), plain.state_dict()
+    assert state.keys() == expected.keys() and all(torch.equal(state[key], expected[key]) for key in expected)
+
+
+@pytest.fixture(scope="module")
+def embedded():
+    """(plain decoder, quick one, quick one in bfloat16) of the embedded model."""
+
+    def load():
+        return dalle_core.load("emoji", clip="none", packed=False).image_tokenizer
+
+    plain, quick, small = load(), load(), load()
+    narrow(small)
+    quicken(quick)
+    quicken(small)
+    return plain, quick, small
+
+
+def test_a_picture_is_the_same_alone_and_among_others(embedded):
+    tokens = torch.randint(256, (37, 12, 12), generator=torch.Generator().manual_seed(0))
+    for model in embedded:
+        many = images.decode(model, tokens)
+        for i in (0, 17, 36):
+            assert torch.equal(images.decode(model, tokens[i : i + 1])[0], many[i])
+
+
+def test_bfloat16_is_off_by_less_than_a_level(embedded):
+    plain, quick, small = embedded
+    image = dalle_core.load("emoji", clip="none")("a red apple in twemoji style", num_candidates=4, seed=1)
+    tokens = torch.stack([candidate.tokens for candidate in image.candidates])
+    levels = [np.asarray(images.decode(model, tokens)) * 127.5 for model in (plain, quick, small)]
+    assert np.abs(levels[1] - levels[0]).max() < 0.01
+    assert np.abs(levels[2] - levels[0]).mean() < 0.5
