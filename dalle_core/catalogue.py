@@ -134,6 +134,7 @@ def load(
         pack(pipe.prior)
     if device.type == "cpu" and packed:
         quicken(pipe.image_tokenizer)
+    memory.give_back()
     try:
         return pipe.to(device)
     except RuntimeError as error:

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from dalle_core.errors import ModelError
+from dalle_core.memory import give_back
 from dalle_core.rows import FEW_ROWS
 
 LEVELS = 127
@@ -47,6 +48,7 @@ def quantize(model: nn.Module) -> None:
             for name, child in module.named_children():
                 if isinstance(child, nn.Linear):
                     setattr(module, name, Int8Linear(child))
+            give_back()
         model.row_multiple = FEW_ROWS
     except (AttributeError, RuntimeError) as error:
         raise ModelError(f"This PyTorch has no 8-bit kernels for this CPU ({str(error)[:100]}): use float32.") from None

@@ -1,6 +1,8 @@
 """What fits into memory: asked before a model is loaded, and before candidates are sampled."""
 
+import ctypes
 import shutil
+import sys
 from pathlib import Path
 
 import psutil
@@ -23,6 +25,15 @@ def free_bytes(device: torch.device) -> int:
     except (OSError, ValueError):  # no container, or no limit ("max")
         pass
     return max(free, 0)
+
+
+def give_back() -> None:
+    """Hands memory that was freed back to the system. glibc keeps what lies between pieces in use: gigabytes, after the
+    weights of a large model were arranged anew one by one."""
+    if sys.platform == "linux":
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # musl has none
+        if trim is not None:
+            trim(0)
 
 
 def gigabytes(count: float) -> str:

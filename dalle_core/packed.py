@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from dalle_core.errors import ModelError
+from dalle_core.memory import give_back
 from dalle_core.rows import FEW_ROWS
 
 TYPICAL_ROWS = 32  # what the layout is chosen for; any number of rows is right
@@ -56,6 +57,7 @@ def pack(model: nn.Module) -> None:
         for name, child in module.named_children():
             if isinstance(child, nn.Linear):
                 setattr(module, name, PackedLinear(child))
+        give_back()
     model.row_multiple = FEW_ROWS
 
 

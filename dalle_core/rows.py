@@ -38,7 +38,7 @@ def attention(
     if q.device.type != "cpu":
         return F.scaled_dot_product_attention(q, k, v, mask, is_causal=causal)
     q = q * q.shape[-1] ** -0.5
-    scores = (k @ q.mT).mT if q.shape[-2] == 1 else q @ k.mT  # [B, H, T, S]; a single query is quicker as a column
+    scores = (k @ q.mT).mT if q.shape[-2] == 1 and q.dtype == torch.float32 else q @ k.mT  # [B, H, T, S]; a single query is quicker as a column
     if causal:
         scores = scores + q.new_full(scores.shape[-2:], -torch.inf).triu(1)
     if mask is not None:

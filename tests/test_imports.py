@@ -51,7 +51,7 @@ def test_imports_point_one_way():
         "decoder": set(), "errors": set(), "rows": set(), "sampling": set(), "text_normalizer": set(),
         "gpt_prior": {"rows"}, "bart_prior": {"rows"}, "image_tokenizer": {"errors"},
         "text_tokenizer": {"errors", "text_normalizer"}, "rerank": {"text_tokenizer"}, "engine": {"sampling"},
-        "memory": {"errors"}, "int8": {"errors", "rows"}, "packed": {"errors", "rows"},
+        "memory": {"errors"}, "int8": {"errors", "memory", "rows"}, "packed": {"errors", "memory", "rows"},
         "pipeline": {
             "bart_prior", "engine", "errors", "gpt_prior", "image_tokenizer", "int8", "memory", "rerank", "sampling",
             "text_normalizer", "text_tokenizer",
