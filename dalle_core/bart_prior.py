@@ -14,7 +14,7 @@ from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from torch import nn
 
-from dalle_core.rows import ROW_MULTIPLE, attention, pad_rows, repeat_rows
+from dalle_core.rows import ROW_MULTIPLE, attention, cached_attention, pad_rows, repeat_rows
 
 TEXT_MULTIPLE = 8  # positions of text that are read come in multiples of it
 
@@ -62,20 +62,8 @@ class SelfAttention(nn.Module):
         caches: (k, v [b, H, S, D], start), this layer's, for groups of rows that stand one after the other in x.
         """
         q, k, v = heads_of(self.qkv(x), 3, self.num_heads)
-        if not caches:
-            y = attention(q, k, v, mask, causal)
-            return self.out(y.transpose(1, 2).flatten(2))
-        groups, row = [], 0
-        for cached_k, cached_v, start in caches:
-            rows, end = slice(row, row + len(cached_k)), start + x.shape[1]
-            cached_k[:, :, start:end] = k[rows]
-            cached_v[:, :, start:end] = v[rows]
-            # A single query sees all that is cached; several start at position 0 and are causal.
-            y = attention(q[rows], cached_k[:, :, :end], cached_v[:, :, :end], causal=x.shape[1] > 1)
-            groups.append(y.transpose(1, 2).flatten(2))
-            row = rows.stop
-        groups.append(x.new_zeros(len(x) - row, *x.shape[1:]))  # the rows that fill the batch up
-        return self.out(torch.cat(groups))
+        y = cached_attention(q, k, v, caches) if caches else attention(q, k, v, mask, causal)
+        return self.out(y.transpose(1, 2).flatten(2))
 
 
 class CrossAttention(nn.Module):

@@ -37,8 +37,32 @@ def attention(
     """
     if q.device.type != "cpu":
         return F.scaled_dot_product_attention(q, k, v, mask, is_causal=causal)
-    q = q * q.shape[-1] ** -0.5
-    scores = (k @ q.mT).mT if q.shape[-2] == 1 and q.dtype == torch.float32 else q @ k.mT  # [B, H, T, S]; a single query is quicker as a column
+    return _products(q * q.shape[-1] ** -0.5, k, v, mask, causal)
+
+
+def cached_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, caches: list[tuple]) -> torch.Tensor:
+    """Attention of new positions, q, k, v [B, H, T, D], to those before them. caches: (k, v [b, H, S, D], start) for
+    groups of rows that stand one after the other; k and v are stored there from position `start` on. Rows that fill the
+    batch up get zeros."""
+    on_cpu, causal = q.device.type == "cpu", q.shape[2] > 1  # a single query sees all that is cached; several start at 0
+    queries = q * q.shape[-1] ** -0.5 if on_cpu else q
+    groups, row = [], 0
+    for cached_k, cached_v, start in caches:
+        rows, end = slice(row, row + len(cached_k)), start + q.shape[2]
+        cached_k[:, :, start:end] = k[rows]
+        cached_v[:, :, start:end] = v[rows]
+        attend = _products if on_cpu else attention
+        groups.append(attend(queries[rows], cached_k[:, :, :end], cached_v[:, :, :end], None, causal))
+        row = rows.stop
+    if row < len(q):
+        groups.append(q.new_zeros(len(q) - row, *q.shape[1:]))
+    return groups[0] if len(groups) == 1 else torch.cat(groups)
+
+
+def _products(q, k, v, mask, causal):
+    # A single query is quicker as a column; not in bfloat16, where oneDNN keeps something for every length.
+    column = q.shape[-2] == 1 and q.dtype == torch.float32
+    scores = (k @ q.mT).mT if column else q @ k.mT  # [B, H, T, S]
     if causal:
         scores = scores + q.new_full(scores.shape[-2:], -torch.inf).triu(1)
     if mask is not None:
