@@ -3,7 +3,8 @@
 The limit is the larger of two times: reading every byte that a pass must read (weights once, each row's keys and
 values), at the bandwidth of this machine, and its operations, at the rate of this machine. Both rates are measured
 first: summing 256 MB, and a 2048 x 2048 x 2048 matrix product in the weights' dtype (int8: through the 8-bit layer,
-which rounds its input first), the best of several. 1 and 9 rows are unguided candidates of one prompt; 18 and 32 are
+which rounds its input first), the best of several. "linear_ms" and "attention_ms" are what PyTorch's profiler counts
+for linear layers and for products with keys and values, beside the least that each could take. 1 and 9 rows are unguided candidates of one prompt; 18 and 32 are
 guided ones, two rows each. Nothing else should be running. Ends in one JSON line.
 """
 
@@ -14,6 +15,7 @@ import time
 
 import torch
 from torch import nn
+from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.embedded import cpu_name
 from dalle_core.bart_prior import BartPrior
@@ -21,6 +23,7 @@ from dalle_core.int8 import Int8Linear, quantize
 from dalle_core.packed import pack
 
 POSITION = 128
+LINEAR = {"_linear_pointwise", "qlinear_pointwise", "mm", "addmm"}
 
 
 def best_of(work, repeats: int) -> float:
@@ -44,8 +47,20 @@ def decoding(prior: BartPrior, prompts: int, copies: int):
     """A function that decodes one token at POSITION for prompts * copies rows."""
     length = prior.config.text_length
     cache, _ = prior.prefill(torch.randint(2, 50000, (prompts, length)), copies)
+    for keys_or_values in (cache.k, cache.v):
+        keys_or_values.normal_()  # memory that was never written is not read either
     ids = torch.randint(16384, (prompts * copies,))
     return lambda: prior.decode([(ids, cache, POSITION)])
+
+
+def parts(work, passes: int = 5) -> tuple[float, float]:
+    """Milliseconds a pass in linear layers and in attention."""
+    with profile(activities=[ProfilerActivity.CPU]) as profiled:
+        for _ in range(passes):
+            work()
+    spent = {event.key: event.self_cpu_time_total / 1000 / passes for event in profiled.key_averages()}
+    linear = sum(ms for name, ms in spent.items() if name.split("::")[-1] in LINEAR)
+    return linear, spent.get("aten::bmm", 0.0)
 
 
 @torch.inference_mode()
@@ -74,16 +89,21 @@ def main() -> None:
     cache_size = prior.dtype.itemsize
     found = []
     for rows, prompts, copies in ((1, 1, 1), (9, 1, 9), (18, 2, 9), (32, 2, 16)):
-        seconds = best_of(decoding(prior, prompts, copies), 20)
+        work = decoding(prior, prompts, copies)
+        seconds = best_of(work, 20)
+        linear_ms, attention_ms = parts(work)
         positions = rows * (POSITION + 1) + prompts * config.text_length
         caches = 2 * config.decoder_layers * positions * config.hidden_size * cache_size
         reading = (weights * weight_size + caches) / bandwidth
         computing = 2 * rows * (weights + 2 * config.decoder_layers * (POSITION + 1 + config.text_length) * config.hidden_size) / rate
         limit = max(reading, computing)
+        linear_limit = max(weights * weight_size / bandwidth, 2 * rows * weights / rate)
         found.append(
             {
                 "rows": rows, "ms": round(seconds * 1000, 1), "reading_ms": round(reading * 1000, 1),
                 "computing_ms": round(computing * 1000, 1), "times_the_limit": round(seconds / limit, 2),
+                "linear_ms": round(linear_ms, 1), "linear_limit_ms": round(linear_limit * 1000, 1),
+                "attention_ms": round(attention_ms, 1), "attention_limit_ms": round(caches / bandwidth * 1000, 1),
             }
         )  # fmt: skip
     print(
