@@ -12,8 +12,7 @@ from dalle_core.errors import ModelError
 from dalle_core.memory import give_back
 from dalle_core.rows import FEW_ROWS
 
-LEVELS = 127
-MIDDLE = torch.tensor(128.5)
+LEVELS, MIDDLE = 127, 128
 
 
 class Int8Linear(nn.Module):
@@ -31,14 +30,14 @@ class Int8Linear(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """x [..., in] -> [..., out], both float32."""
         rows = x.flatten(0, -2)
-        scale = rows.abs().amax(dim=1, keepdim=True).clamp(min=1e-12) / LEVELS
-        # Unsigned around 128: the signed kernel is a slow reference. Rounded by what the conversion cuts off.
-        quantized = torch.addcmul(MIDDLE, rows, 1 / scale).to(torch.uint8)
+        scale = rows.abs().amax(dim=1, keepdim=True).clamp_(min=1e-12) / LEVELS
+        # Unsigned around 128: the signed kernel is a slow reference, and so is converting to unsigned numbers.
+        quantized = (rows * (1 / scale)).round_().to(torch.int8).view(torch.uint8).add_(MIDDLE)
         y = torch.ops.onednn.qlinear_pointwise(
-            quantized, 1.0, 128, self.packed, self.scale, self.zeros, None, 1.0, 0, torch.float32, "none", [], ""
+            quantized, 1.0, MIDDLE, self.packed, self.scale, self.zeros, None, 1.0, 0, torch.float32, "none", [], ""
         )
-        y = y.mul_(scale) if self.bias is None else torch.addcmul(self.bias, y, scale)
-        return y.unflatten(0, x.shape[:-1])
+        y = y.mul_(scale).unflatten(0, x.shape[:-1])
+        return y if self.bias is None else y.add_(self.bias)
 
 
 def quantize(model: nn.Module) -> None:
