@@ -4,6 +4,8 @@ Enlarging and convolving in one step: a decoder doubles a map by repeating each 
 result with a 3 x 3 kernel. Of the nine products a cell, some are with the same number: summing their weights first
 leaves four. That is a transposed convolution with stride 2, whose 4 x 4 kernel is the 3 x 3 one convolved with a box of
 ones.
+
+Fewer multiplications in the 3 x 3 convolutions of large maps: see `winograd.py`.
 """
 
 import torch
@@ -11,6 +13,11 @@ import torch.nn.functional as F
 from diffusers import VQModel
 from diffusers.models.upsampling import Upsample2D
 from torch import nn
+
+from dalle_core.winograd import WinogradConv
+
+
+WIDE = 96  # channels from which the transforms of `winograd.py` are worth their time
 
 
 class UpsampleConv(nn.Module):
@@ -32,11 +39,20 @@ class UpsampleConv(nn.Module):
 
 @torch.inference_mode()
 def quicken(model: VQModel) -> None:
-    """Replaces the enlarging layers of a decoder, and lays its weights out as convolutions on a CPU read them best."""
-    for block in model.decoder.up_blocks:
+    """Replaces layers of a decoder, and lays its weights out as convolutions on a CPU read them best."""
+    decoder = model.decoder
+    for block in decoder.up_blocks:
         for i, upsample in enumerate(block.upsamplers or []):
             block.upsamplers[i] = UpsampleConv(upsample)
-    model.decoder.to(memory_format=torch.channels_last)
+    decoder.to(memory_format=torch.channels_last)
+    if torch.backends.mkldnn.is_available() and decoder.conv_in.weight.dtype == torch.float32:
+        for block in decoder.up_blocks[1:]:  # the first one's maps are small
+            for resnet in block.resnets:
+                resnet.conv1, resnet.conv2 = _winograd(resnet.conv1), _winograd(resnet.conv2)
+
+
+def _winograd(conv: nn.Conv2d) -> nn.Conv2d:
+    return WinogradConv(conv) if min(conv.in_channels, conv.out_channels) >= WIDE else conv
 
 
 def narrow(model: VQModel) -> None:

@@ -3,11 +3,14 @@
 import numpy as np
 import pytest
 import torch
+from diffusers import VQModel
 from diffusers.models.upsampling import Upsample2D
+from torch import nn
 
 import dalle_core
 from dalle_core import image_tokenizer as images
-from dalle_core.decoder import UpsampleConv, narrow, quicken
+from dalle_core.decoder import WIDE, UpsampleConv, narrow, quicken
+from dalle_core.winograd import PATCHES, WinogradConv
 
 
 @torch.no_grad()
@@ -20,6 +23,46 @@ def test_enlarging_and_convolving_in_one_step(channels, out, size):
     assert quick(x).shape == (2, out, 2 * size[0], 2 * size[1])
     assert torch.allclose(quick(x), plain(x), atol=1e-5)  # the edges too
     assert quick.state_dict().keys() == plain.state_dict().keys()
+
+
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="no packed convolutions for this CPU")
+@torch.no_grad()
+@pytest.mark.parametrize("channels, out", [(96, 128), (128, 97)])
+@pytest.mark.parametrize("size", [(32, 32), (36, 44), (100, 40), (8, 4 * PATCHES + 4)])
+def test_winograd_equals_the_convolution(channels, out, size):
+    torch.manual_seed(0)
+    plain, x = nn.Conv2d(channels, out, 3, padding=1), torch.randn(3, channels, *size)
+    quick, expected = WinogradConv(plain), plain.double()(x.double())
+    plain.float()
+    y = quick(x)
+    assert y.shape == expected.shape and (y - expected).abs().max() < 2e-4 * expected.std()  # the edges too
+    assert not torch.equal(y, plain(x))  # it went the quick way
+    assert torch.equal(quick(x[1:2])[0], y[1])  # a picture is the same alone and among others
+    assert quick.state_dict().keys() == plain.state_dict().keys()
+
+
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="no packed convolutions for this CPU")
+@torch.no_grad()
+def test_what_winograd_cannot_do_goes_the_plain_way():
+    plain, x = nn.Conv2d(96, 96, 3, padding=1), torch.randn(2, 96, 40, 40)
+    quick = WinogradConv(plain)
+    for part in (x[..., :38, :], x[..., :38], x[..., :28, :28]):  # no multiples of 4; fewer patches than are worth it
+        assert torch.equal(quick(part), plain(part))
+    assert torch.equal(quick.to(torch.bfloat16)(x.bfloat16()), plain.to(torch.bfloat16)(x.bfloat16()))
+
+
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="no packed convolutions for this CPU")
+@torch.no_grad()
+def test_a_large_decoder_uses_it_and_draws_the_same():
+    torch.manual_seed(0)
+    sizes = dict(block_out_channels=[WIDE, WIDE, 32], down_block_types=["DownEncoderBlock2D"] * 3)
+    model = VQModel(**sizes, up_block_types=["UpDecoderBlock2D"] * 3, latent_channels=8, num_vq_embeddings=64).eval()
+    tokens = torch.randint(64, (2, 12, 12))
+    expected, keys = images.decode(model, tokens), model.state_dict().keys()
+    quicken(model)
+    assert sum(isinstance(module, WinogradConv) for module in model.modules()) == 7  # not the one that reads 32 channels
+    assert torch.allclose(images.decode(model, tokens), expected, atol=1e-4)
+    assert model.state_dict().keys() == keys
 
 
 def test_pictures_are_those_of_the_plain_decoder(saved):
