@@ -4,8 +4,9 @@ The limit is the larger of two times: reading every byte that a pass must read (
 values), at the bandwidth of this machine, and its operations, at the rate of this machine. Both rates are measured
 first: summing 256 MB, and a 2048 x 2048 x 2048 matrix product in the weights' dtype (int8: through the 8-bit layer,
 which rounds its input first), the best of several. "linear_ms" and "attention_ms" are what PyTorch's profiler counts
-for linear layers and for products with keys and values, beside the least that each could take. 1 and 9 rows are unguided candidates of one prompt; 18 and 32 are
-guided ones, two rows each. Nothing else should be running. Ends in one JSON line.
+for linear layers and for products with keys and values, beside the least that each could take. 1 and 9 rows are
+unguided candidates of one prompt; 18 and 32 are guided ones, two rows each. Nothing else should be running. Ends in one
+JSON line.
 """
 
 import argparse
