@@ -16,7 +16,6 @@ from torch import nn
 
 from dalle_core.winograd import WinogradConv
 
-
 WIDE = 96  # channels from which the transforms of `winograd.py` are worth their time
 
 
@@ -56,8 +55,8 @@ def _winograd(conv: nn.Conv2d) -> nn.Conv2d:
 
 
 def narrow(model: VQModel) -> None:
-    """The decoder in bfloat16, if this CPU computes in it: half the time, pixels that are off by
-    half a level of 255 or less on average."""
+    """The decoder in bfloat16, if this CPU computes in it: about half the time. The embedded model's pixels are off by half a
+    level of 255 or less on average; see `benchmarks.pixels` for a deeper decoder."""
     if torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported():
         model.post_quant_conv.to(torch.bfloat16)
         model.decoder.to(torch.bfloat16)

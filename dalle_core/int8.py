@@ -31,7 +31,7 @@ class Int8Linear(nn.Module):
         """x [..., in] -> [..., out], both float32."""
         rows = x.flatten(0, -2)
         scale = rows.abs().amax(dim=1, keepdim=True).clamp_(min=1e-12) / LEVELS
-        # Unsigned around 128: the signed kernel is a slow reference, and so is converting to unsigned numbers.
+        # Unsigned around 128, as the signed kernel is a slow reference; by way of signed numbers, which CPUs convert to quickly.
         quantized = (rows / scale).round_().to(torch.int8).view(torch.uint8).add_(MIDDLE)
         y = torch.ops.onednn.qlinear_pointwise(
             quantized, 1.0, MIDDLE, self.packed, self.scale, self.zeros, None, 1.0, 0, torch.float32, "none", [], ""

@@ -3,7 +3,7 @@
 Winograd's F(4 x 4, 3 x 3) (Lavin and Gray 2015, "Fast algorithms for convolutional neural networks", section 4.3): a
 patch of 6 x 6 inputs and a kernel are both transformed to 36 numbers a channel, multiplied one by one, summed over the
 channels, and transformed back to 4 x 4 outputs. 36 products take the place of 144; the transforms are small beside them
-where there are many channels. oneDNN, whose kernels PyTorch uses, has none of this on x86.
+where there are many channels. `python -m benchmarks.pixels` compares it with the convolutions that PyTorch has.
 """
 
 import torch
@@ -48,9 +48,9 @@ class WinogradConv(nn.Conv2d):
         columns = width // 4
         rows = max(1, PATCHES // columns)
         y = x.new_empty(len(x), height // 4, 4, columns, 4, self.out_channels)
-        # Memory for some rows of patches, used again and again: asking the system for it would take longer than the work.
-        # What is left over of PATCHES goes along: for other numbers the kernel would be packed anew each time.
+        # Memory for some rows of patches, used again and again: fresh memory is slow, the system clears it page by page.
         patches = x.new_empty(rows, columns, 6, 6, self.in_channels)
+        # PATCHES of them even where the rows make fewer: the kernel was packed for this number.
         factors = x.new_zeros(max(columns, PATCHES), 36, self.in_channels)
         outputs = x.new_empty(rows * columns, 16, self.out_channels)
         for picture, result in zip(x.permute(0, 2, 3, 1), y):  # each alone: nothing depends on the others

@@ -1,5 +1,7 @@
 """The quick decoder: the same pictures up to rounding, each by itself to the last bit, saved as what it was."""
 
+from copy import deepcopy
+
 import numpy as np
 import pytest
 import torch
@@ -11,6 +13,8 @@ import dalle_core
 from dalle_core import image_tokenizer as images
 from dalle_core.decoder import WIDE, UpsampleConv, narrow, quicken
 from dalle_core.winograd import PATCHES, WinogradConv
+
+packs_convolutions = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="no packed convolutions for this CPU")
 
 
 @torch.no_grad()
@@ -25,15 +29,14 @@ def test_enlarging_and_convolving_in_one_step(channels, out, size):
     assert quick.state_dict().keys() == plain.state_dict().keys()
 
 
-@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="no packed convolutions for this CPU")
+@packs_convolutions
 @torch.no_grad()
 @pytest.mark.parametrize("channels, out", [(96, 128), (128, 97)])
 @pytest.mark.parametrize("size", [(32, 32), (36, 44), (100, 40), (8, 4 * PATCHES + 4)])
 def test_winograd_equals_the_convolution(channels, out, size):
     torch.manual_seed(0)
     plain, x = nn.Conv2d(channels, out, 3, padding=1), torch.randn(3, channels, *size)
-    quick, expected = WinogradConv(plain), plain.double()(x.double())
-    plain.float()
+    quick, expected = WinogradConv(plain), deepcopy(plain).double()(x.double())
     y = quick(x)
     assert y.shape == expected.shape and (y - expected).abs().max() < 2e-4 * expected.std()  # the edges too
     assert not torch.equal(y, plain(x))  # it went the quick way
@@ -41,7 +44,7 @@ def test_winograd_equals_the_convolution(channels, out, size):
     assert quick.state_dict().keys() == plain.state_dict().keys()
 
 
-@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="no packed convolutions for this CPU")
+@packs_convolutions
 @torch.no_grad()
 def test_what_winograd_cannot_do_goes_the_plain_way():
     plain, x = nn.Conv2d(96, 96, 3, padding=1), torch.randn(2, 96, 40, 40)
@@ -51,7 +54,7 @@ def test_what_winograd_cannot_do_goes_the_plain_way():
     assert torch.equal(quick.to(torch.bfloat16)(x.bfloat16()), plain.to(torch.bfloat16)(x.bfloat16()))
 
 
-@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="no packed convolutions for this CPU")
+@packs_convolutions
 @torch.no_grad()
 def test_a_large_decoder_uses_it_and_draws_the_same():
     torch.manual_seed(0)
