@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 from PIL import Image
@@ -447,3 +448,62 @@ def test_none_that_fits_is_said(client):
     _, line, zipped = ask(client, threshold="1")
     assert "0 kept, 6 rejected" in line and "lower it" in line
     assert not (zipped or {}).get("value") if isinstance(zipped, dict) else not zipped
+
+
+# ---------------------------------------------------------------- other weights of the same name
+
+
+@pytest.mark.parametrize("changed", ["revision", "dtype", "clip"])
+def test_it_does_not_go_on_with_other_weights_of_the_same_name(own_pipeline, tmp_path, changed):
+    run(own_pipeline, tmp_path, ROWS[:1])
+    if changed == "revision":
+        own_pipeline.revision = "0123456789ab"
+    elif changed == "dtype":
+        own_pipeline.to(torch.bfloat16)
+    else:
+        own_pipeline.clip.visual_projection.weight.data.add_(0.01)
+    with pytest.raises(InputError, match=f"other settings \\({changed} "):
+        run(own_pipeline, tmp_path, ROWS[:1])
+
+
+def test_a_run_of_an_earlier_version_goes_on(small_blocks, tiny_pipeline, tmp_path, whole):
+    out = tmp_path / "earlier"
+    with pytest.raises(Killed):
+        for progress in augment.augment(tiny_pipeline, ROWS, out, 7, THRESHOLD):
+            if progress.drawn == 2:
+                raise Killed
+    state = json.loads((out / augment.STATE).read_text())
+    for name in ("revision", "dtype", "clip"):
+        del state["settings"][name]
+    (out / augment.STATE).write_text(json.dumps(state))
+    run(tiny_pipeline, out)
+    assert contents(out) == contents(whole)
+
+
+# ---------------------------------------------------------------- tables as spreadsheets write them
+
+
+@pytest.mark.parametrize("first", ["sep=;", '"sep=;"', "SEP=;", "\r\nsep=;"])
+def test_a_separator_that_a_table_names(tmp_path, first):
+    path = tmp_path / "a.csv"
+    path.write_bytes(f"{first}\r\nprompt,with commas;count\r\na, b, c;2\r\n".replace("prompt,with commas", "prompt").encode())
+    assert read_prompts(path, 1) == [Row("a, b, c", 2)]
+    path.write_bytes(f"{first}\r\nprompt;count\r\na;2\r\nb;many\r\n".encode())
+    with pytest.raises(InputError, match=f"line {4 + first.startswith(chr(13))}: the count"):
+        read_prompts(path, 1)
+
+
+@pytest.mark.parametrize(
+    "table, line",
+    [
+        ('prompt,count\na,1\n"b,1\nc,1\nd,1\n', 3),
+        ('prompt,count\na,1\n"b,1\nc,1\n"d",1\ne,1\n', 3),  # closed by another one's first mark
+        ('prompt,count\n"a\nb",1\n"c ""d"" e,1\nf,1\n', 4),
+        ('"prompt,count\na,1\n', 1),
+        ('prompt,count\n"a\nb","1\nc,1\n', 3),
+    ],
+)
+def test_a_quotation_mark_that_is_not_closed_is_named_where_it_opens(tmp_path, table, line):
+    (tmp_path / "a.csv").write_text(table)
+    with pytest.raises(InputError, match=f"a.csv, line {line} cannot be read as CSV: a quotation mark is opened there"):
+        read_prompts(tmp_path / "a.csv", 1)
