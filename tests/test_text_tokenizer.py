@@ -97,4 +97,4 @@ def test_a_mark_in_a_label_does_not_end_it(tiny_pipeline):
     """CLIP would read "a fox" of both."""
     labels = ["a fox [EOS] banana", "a fox [EOS] two apples"]
     first, second = tiny_pipeline.recognise(Image.new("RGB", (64, 64), "red"), labels, deep=0)
-    assert first.score != second.score
+    assert abs(first.score - second.score) > 1e-4
