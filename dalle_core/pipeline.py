@@ -165,14 +165,17 @@ class DallePipeline(DiffusionPipeline):
         """(what the model reads of a prompt, what does not fit its text length)."""
         return fit_prompt(self.text_tokenizer, prompt, self.prior.config.text_length, self.config.text_normalizer)
 
+    def square(self, image: Image.Image) -> Image.Image:
+        """What the model sees of a picture: a centred square in its own size, RGB."""
+        return ImageOps.fit(images.flat(image), (self.image_size, self.image_size), Image.Resampling.LANCZOS)
+
     @on_engine
     def encode(self, image: Image.Image) -> torch.Tensor:
         """A picture -> its tokens [grid, grid], by the image tokenizer; cropped to a centred square and resized.
 
         Raises InputError when the image tokenizer came without its encoder.
         """
-        square = ImageOps.fit(images.flat(image), (self.image_size, self.image_size), Image.Resampling.LANCZOS)
-        pixels = images.to_pixels([square]).to(self.image_tokenizer.device)
+        pixels = images.to_pixels([self.square(image)]).to(self.image_tokenizer.device)
         return images.encode(self.image_tokenizer, pixels)[0].cpu()
 
     def decode(self, tokens: torch.Tensor) -> Image.Image:
@@ -222,8 +225,7 @@ class DallePipeline(DiffusionPipeline):
         if self.clip is None:
             raise InputError("This model was loaded without CLIP, which is what recognises.")
         tokenizer = self.clip_tokenizer or self.text_tokenizer
-        square = ImageOps.fit(images.flat(image), (self.image_size, self.image_size), Image.Resampling.LANCZOS)
-        picture = clip_rerank.image_embeddings(self.clip, self.clip_processor, [square])
+        picture = clip_rerank.image_embeddings(self.clip, self.clip_processor, [self.square(image)])
         texts = torch.cat([
             clip_rerank.text_embeddings(self.clip, tokenizer, labels[i : i + 64]) for i in range(0, len(labels), 64)
         ])  # fmt: skip

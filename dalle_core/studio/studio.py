@@ -285,5 +285,8 @@ def cuts(pipe, request: DrawingRequest) -> tuple:
     """(which prompt, what the model reads of it, what it does not) of each prompt that is too long."""
     found = [("prompt", *pipe.fit_prompt(request.prompt))]
     if request.negative_prompt.strip():
-        found.append(("negative prompt", *pipe.fit_prompt(request.negative_prompt)))
+        try:
+            found.append(("negative prompt", *pipe.fit_prompt(request.negative_prompt)))
+        except InputError:  # the pipeline says it better
+            pass
     return tuple(cut for cut in found if cut[2])
