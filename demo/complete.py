@@ -2,7 +2,6 @@
 
 import json
 from contextlib import closing
-from pathlib import Path
 
 import gradio as gr
 import numpy as np
@@ -10,7 +9,7 @@ import torch
 from PIL import Image
 
 from dalle_core import InputError
-from demo import history, pool, run
+from demo import history, pool, run, static
 from demo.gpu import on_gpu
 from demo.models import Models
 from demo.pictures import preview_grid
@@ -20,7 +19,7 @@ from demo.uploads import picture_input
 BRUSHES = {"one cell": 0, "3 x 3 cells": 1, "5 x 5 cells": 2}  # cells on each side of the one that is painted
 EDGES = ["top", "left", "bottom", "right", "border", "middle"]
 MAX_POINTS = 5000  # of one stroke
-HEAD = f"<script>{(Path(__file__).parent / 'paint.js').read_text()}</script>"
+HEAD = f"<script>{static.read('paint.js')}</script>"
 
 
 def edge(grid: int, side: str, width: int) -> list[list[bool]]:

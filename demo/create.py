@@ -4,7 +4,6 @@ import json
 import logging
 import secrets
 from contextlib import closing
-from pathlib import Path
 
 import gradio as gr
 import torch
@@ -22,7 +21,6 @@ from demo.uploads import read_recipe
 
 MAX_PROMPTS = 16  # in one go
 SETTINGS = ("num_candidates", "temperature", "top_k", "top_p", "guidance_scale")
-DICE = str(Path(__file__).parent / "dice.svg")
 EMPTY = '<div class="empty">Your candidates appear here, best first.<br>Try one of the examples above.</div>'
 log = logging.getLogger(__name__)
 
@@ -62,7 +60,7 @@ def build(models: Models, demo: gr.Blocks, together: int) -> None:
             seed = gr.Textbox(
                 label="Seed", value="", placeholder="new each time", elem_id="seed", min_width=120, max_lines=1, scale=3
             )
-            dice = gr.Button("New seed", icon=DICE, elem_id="dice", min_width=110, scale=1)
+            dice = gr.Button("New seed", elem_id="dice", min_width=110, scale=1)
             keep_seed = gr.Checkbox(False, label="Keep it", elem_id="keep-seed", min_width=100, scale=1)
     with gr.Accordion("Advanced", open=False, elem_id="advanced"):
         with gr.Row(elem_id="model-row"):

@@ -9,20 +9,18 @@ import base64
 import json
 import math
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 import torch
 
 from dalle_core import InputError
-from demo import pool
+from demo import pool, static
 from demo.permalink import in_range, seed_in_range
 from demo.pictures import enlarge, new_folder, save_png
 from demo.run import MAX_PROMPT
 
 MAX_ENTRY = 2_000_000  # characters of JSON
-FOLDER = Path(__file__).parent
-HEAD = f"<style>{(FOLDER / 'history.css').read_text()}</style><script>{(FOLDER / 'history.js').read_text()}</script>"
+HEAD = f"<style>{static.read('history.css')}</style><script>{static.read('history.js')}</script>"
 
 FOLD = (
     '<details id="history"><summary>History (<span id="history-count">0</span>)</summary><div id="history-body"></div></details>'

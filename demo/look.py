@@ -1,6 +1,10 @@
 """How the page looks: a light table for pictures. System fonts only, nothing is fetched from anywhere."""
 
+from urllib.parse import quote
+
 import gradio as gr
+
+from demo import static
 
 SANS = ["system-ui", "-apple-system", "Segoe UI", "Noto Sans", "Noto Sans CJK SC", "sans-serif"]
 MONO = ["ui-monospace", "SF Mono", "Menlo", "Consolas", "DejaVu Sans Mono", "monospace"]
@@ -143,6 +147,10 @@ footer .divider { display: none; }  /* Gradio's, after the last link */
   .preview-grid, :is(#gallery, #completions) .grid-container { grid-template-columns: repeat(2, minmax(0, 1fr)) !important; }
 }
 """
+# Inside the style: a file that Gradio serves lies in its temporary folder, which may be cleaned.
+CSS += f'''#dice::before {{ content: ""; width: 1.25rem; height: 1.25rem;
+  background: url("data:image/svg+xml,{quote(static.read("dice.svg"))}"); }}
+'''
 
 # Enter in a line of text starts what the open tab draws, Ctrl+Enter does so in any field; Escape stops it anywhere.
 JS = """

@@ -2,11 +2,12 @@
 
 import html
 import secrets
-from pathlib import Path
 
 import gradio as gr
 
-HEAD = f"<script>{(Path(__file__).parent / 'vote.js').read_text()}</script>"
+from demo import static
+
+HEAD = f"<script>{static.read('vote.js')}</script>"
 
 
 def draw_pair(items: list[dict]) -> list[dict] | None:

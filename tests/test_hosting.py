@@ -43,7 +43,7 @@ def test_a_space_gets_the_page_the_core_and_the_model_and_nothing_else():
     (_, _, made), (_, repo, paths) = hub.calls
     assert made["repo_type"] == "space" and made["space_sdk"] == "gradio" and repo == "someone/icons"
     assert {"app.py", "requirements.txt", "README.md", "demo/__init__.py", "dalle_core/checkpoints/vqgan.py"} <= set(paths)
-    assert {"assets/emoji/model_index.json", "demo/dice.svg"} <= set(paths)
+    assert {"assets/emoji/model_index.json", "demo/static/dice.svg", "demo/static/history.js"} <= set(paths)
     folders = {path.split("/")[0] for path in paths if "/" in path}
     assert folders == {"demo", "dalle_core", "assets"} and not any("pycache" in path or "screenshots" in path for path in paths)
 

@@ -136,7 +136,7 @@ def test_every_sentence_for_visitors_is_translated(path):
 
 @pytest.mark.parametrize("name", ["history.js", "vote.js"])
 def test_what_the_scripts_say_is_translated(name):
-    source = (ROOT / "demo" / name).read_text(encoding="utf-8")
+    source = (ROOT / "demo" / "static" / name).read_text(encoding="utf-8")
     said = re.findall(r"(?:say|confirm)\((?:dalleLanguage\.say\()?([\"`])(.*?)\1", source)
     said += re.findall(r"textContent = ([\"`])(.*?)\1", source)
     said += re.findall(r"make\(\"(?:button|li)\", (?:all\.length \? )?([\"`])(.*?)\1", source)
@@ -156,7 +156,7 @@ def test_the_fillings_of_keys_and_values_agree():
 
 
 def test_every_exact_key_is_in_the_sources():
-    files = [*(ROOT / "demo").glob("*.py"), *(ROOT / "demo").glob("*.js"), *(ROOT / "dalle_core").glob("*.py")]
+    files = [*(ROOT / "demo").glob("*.py"), *(ROOT / "demo" / "static").glob("*.js"), *(ROOT / "dalle_core").glob("*.py")]
     text = "\n".join(path.read_text(encoding="utf-8") for path in files)
     text = re.sub(r"([\"'])\s*\n\s*f?\1", "", text)  # strings over several lines
     built = texts_of_the_page()
