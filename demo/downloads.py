@@ -9,7 +9,7 @@ from demo.public import visitor
 def download(button: gr.Button, make, inputs: list) -> None:
     """A click on `button` downloads the file at the path that `make(visitor, *values of inputs)` returns."""
 
-    def prepare(*values, request: gr.Request):
+    def prepare(request: gr.Request, *values):
         return str(make(visitor(request), *values))
 
     # A button that is hidden, but there: its value comes to the browser as a link.

@@ -23,6 +23,11 @@ def address(scope) -> str:
     return scope["client"][0] if scope.get("client") else ""
 
 
+def visitor(request) -> str:
+    """Whose request this is, for budgets and for the store."""
+    return address(request.request.scope) if request is not None and request.request is not None else ""
+
+
 class QueueBound:
     """ASGI middleware of Gradio's app: answers 429 when an address joins too often, or holds its places already."""
 
