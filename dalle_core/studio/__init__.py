@@ -1,0 +1,1 @@
+"""What a server needs and a script does not. Knows no web framework."""
