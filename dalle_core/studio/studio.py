@@ -110,8 +110,11 @@ class Studio:
                 pictures = self._save(visitor, found, images, save_recipe)
         yield Update("", step.total, step.total, time.monotonic() - started, seed, cut, pictures=ranked(pictures))
 
-    def draw_again(self, visitor: str, entry: str, source: str | None = None, save_recipe: bool = True) -> Iterator[list[Picture]]:
-        """An entry of the history, decoded from its tokens: yields the pictures so far, the whole ranked pool last."""
+    def draw_again(
+        self, visitor: str, entry: str, source: str | None = None, save_recipe: bool = True
+    ) -> Iterator[tuple[int, list[Picture]]]:
+        """An entry of the history, decoded from its tokens: yields (how many there are, the pictures so far), the whole ranked
+        pool last."""
         with sentences("Opening it"), self.holder.hold(source) as pipe:
             entry_id, found = read_entry(entry, pipe.name, pipe.revision, pipe.limits)
             self.budgets.spend(visitor, candidates=len(found))
@@ -122,8 +125,8 @@ class Studio:
                     image = self._decode(one.tokens)
                     pictures += self._save(visitor, [one], [image], save_recipe)
                     if len(pictures) < len(found):
-                        yield pictures
-            yield ranked([replace(picture, pool=entry_id) for picture in pictures])
+                        yield len(found), pictures
+            yield len(found), ranked([replace(picture, pool=entry_id) for picture in pictures])
 
     def open_saved(self, visitor: str, path: str | None) -> Picture:
         """A PNG that was saved here: its picture, drawn again from its tokens. Raises InputError as `recipe.read_recipe`."""
