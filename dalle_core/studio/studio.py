@@ -31,7 +31,7 @@ from dalle_core.studio.budgets import Budgets
 from dalle_core.studio.holder import ModelHolder
 from dalle_core.studio.pool import Picture, archive, ranked, read_entry
 from dalle_core.studio.store import Store
-from dalle_core.studio.uploads import open_picture
+from dalle_core.studio.uploads import checked, open_picture
 
 UPDATE_EVERY = 0.5  # seconds between two updates without a preview; each takes cores from the drawing
 MAX_LABELS = 2000
@@ -131,7 +131,7 @@ class Studio:
     def open_saved(self, visitor: str, path: str | None) -> Picture:
         """A PNG that was saved here: its picture, drawn again from its tokens. Raises InputError as `recipe.read_recipe`."""
         with sentences("Opening it"), self.holder.hold() as pipe:
-            found = self._recipe(pipe, open_picture(path))
+            found = self._recipe(pipe, open_picture(self.file(path)))
             self.budgets.spend(visitor, candidates=1)
             [picture] = ranked(self._save(visitor, [found], [self._decode(found.tokens)], True))
             return picture
@@ -174,10 +174,14 @@ class Studio:
 
     # ------------------------------------------------------------ pictures in
 
+    def file(self, path: str | None) -> Path:
+        """A file that a visitor hands in: an upload, or one of the store's own. Raises InputError for any other."""
+        return checked(path, self.store.root, *self.store.also)
+
     def square(self, path: str | None) -> Image.Image:
         """What the image tokenizer sees of an uploaded picture: a centred square in the model's size."""
         with sentences("Reading the picture"), self.holder.hold() as pipe:
-            return pipe.square(open_picture(path))
+            return pipe.square(open_picture(self.file(path)))
 
     def encode(self, visitor: str, image: Image.Image) -> list[list[int]]:
         """A picture's tokens [grid][grid], by the image tokenizer."""
@@ -195,7 +199,7 @@ class Studio:
     def tokens_of(self, visitor: str, path: str | None) -> list[list[int]]:
         """A picture's tokens: those it was drawn from, when its recipe names them and nobody has changed it since; else what
         the image tokenizer makes of it, which comes close."""
-        image = open_picture(path)
+        image = open_picture(self.file(path))
         with sentences("Reading the picture"), self.holder.hold() as pipe:
             self.budgets.spend(visitor, candidates=1)
             try:
@@ -212,7 +216,7 @@ class Studio:
     def recognise(self, visitor: str, path: str | None, labels: list[str] | None = None) -> list[Label]:
         """What a picture shows, most likely first; labels None: all that the model knows by name."""
         with sentences("Recognising"), self.holder.hold():
-            image = open_picture(path)
+            image = open_picture(self.file(path))
             if labels is not None and len(labels) > MAX_LABELS:
                 raise InputError(f"These are {len(labels):,} labels; {MAX_LABELS:,} are the most.")
             self.budgets.spend(visitor, labels=len(labels or ()))
