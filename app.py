@@ -143,13 +143,13 @@ def main() -> None:
     try:
         with ThreadPoolExecutor(1) as loader:  # PyTorch's helpers of this thread end with it: see `dalle_core.engine.Engine`
             loading = loader.submit(load, args.model)
-            from demo import Models, create_demo, launch_options  # Gradio takes seconds too: meanwhile
+            from demo import create_demo, launch_options, open_studio  # Gradio takes seconds too: meanwhile
 
             pipe = loading.result()
-        models = Models(pipe, args.model, None if args.public else load, download)
-    except dalle_core.ModelError as error:
+        studio = open_studio(pipe, args.model, None if args.public else load, download, args.public)
+    except (dalle_core.ModelError, dalle_core.InputError) as error:
         fail(str(error))
-    create_demo(models).launch(
+    create_demo(studio).launch(
         server_name=args.host,
         server_port=args.port,
         share=args.share,

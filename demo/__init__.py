@@ -1,19 +1,36 @@
 """The page: `create_demo(studio)` builds it, `launch_options()` says how it is served. Importing starts nothing."""
 
 import os
+from pathlib import Path
 
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read at gradio's import: no look-ups at start-up
 
 import gradio as gr  # noqa: E402
+from gradio.utils import get_upload_folder  # noqa: E402
 from starlette.middleware import Middleware  # noqa: E402
 
+from dalle_core import DallePipeline  # noqa: E402
+from dalle_core.studio.budgets import OWN, PUBLIC, Budgets  # noqa: E402
+from dalle_core.studio.holder import ModelHolder  # noqa: E402
+from dalle_core.studio.store import Store  # noqa: E402
 from dalle_core.studio.studio import Studio  # noqa: E402
 from demo import language  # noqa: E402
+from demo.gpu import on_gpu  # noqa: E402
 from demo.handlers import QUIET  # noqa: E402
 from demo.look import CSS, HEAD, JS, header, theme  # noqa: E402
 from demo.public import QueueBound  # noqa: E402
 from demo.tabs import compare, complete, dataset, history, model, recognise, tokens, vote  # noqa: E402
 from demo.tabs.create import Create  # noqa: E402
+
+
+def open_studio(pipe: DallePipeline, source: str, load=None, download=None, public: bool = False) -> Studio:
+    """The studio of a page: its files lie below Gradio's folder, which serves them. load, download: as of `ModelHolder`;
+    public: strangers have a budget."""
+    folder = Path(get_upload_folder())
+    return Studio(
+        ModelHolder(pipe, source, load, download), Store(folder / "studio", also=[folder]), Budgets(PUBLIC if public else OWN),
+        on_gpu(120),
+    )  # fmt: skip
 
 
 def create_demo(studio: Studio, together: int = 4) -> gr.Blocks:

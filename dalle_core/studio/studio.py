@@ -107,7 +107,7 @@ class Studio:
                 seed = secrets.randbelow(2**32) if request.seed is None else request.seed
                 cut = cuts(pipe, request)
                 previews = pipe.grid_size**2 // preview_every if preview_every else 0
-                self.budgets.spend(visitor, candidates=request.num_candidates, previews=previews)
+                self.budgets.spend(visitor, candidates=request.num_candidates, previews=previews * request.num_candidates)
                 with self.budgets.running(visitor) as clock:
                     steps = self._compute("stream", **arguments(request, seed), preview_every=preview_every)
                     with closing(steps):

@@ -82,8 +82,9 @@ def build(studio: Studio) -> Controls:
             label="Prompt", show_label=False, placeholder="What shall be drawn? Several prompts: one a line (Shift+Enter)",
             elem_id="prompt", scale=8, lines=1, max_lines=8, autofocus=True, max_length=MAX_PROMPT,
         )  # fmt: skip
+        # Stop comes into view before Generate, which stays where it is: a second click hits the same button.
+        stop = gr.Button("Stop", elem_id="stop", elem_classes="stop", scale=1, min_width=90, interactive=False)
         generate = gr.Button("Generate", variant="primary", elem_id="generate", scale=1, min_width=120)
-        stop = gr.Button("Stop", elem_id="stop", scale=1, min_width=90, interactive=False)
     examples = gr.Dataset(
         components=[prompt], samples=[[text] for text in loaded.examples], type="values", elem_id="examples",
         elem_classes="notranslate", show_label=False, layout="gallery", samples_per_page=24,
