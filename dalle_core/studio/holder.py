@@ -33,6 +33,7 @@ class Loaded:
     device: str
     dtype: torch.dtype
     prior_config: dict
+    parts: tuple[tuple[str, str, int, str], ...]  # (component, class, numbers, dtype) of each that has weights
     preview_every: int  # tokens between previews that are cheap here; 0: none are
 
     @classmethod
@@ -40,7 +41,7 @@ class Loaded:
         large = sum(p.numel() for p in pipe.image_tokenizer.parameters()) > 20_000_000
         return cls(
             source, pipe.name, pipe.revision, pipe.limits, pipe.defaults, pipe.examples, pipe.image_size, pipe.config.licence,
-            str(pipe.prior.device), pipe.prior.dtype, pipe.prior.config,
+            str(pipe.prior.device), pipe.prior.dtype, pipe.prior.config, parts_of(pipe),
             0 if large and pipe.device.type == "cpu" else 2 * pipe.grid_size,
         )  # fmt: skip
 
@@ -49,6 +50,14 @@ class Loaded:
         """What its weights take, as far as the catalogue knows it: free when it has gone."""
         known = CATALOGUE.get(self.source)
         return known.parameters * self.dtype.itemsize if known else 0
+
+
+def parts_of(pipe: DallePipeline) -> tuple[tuple[str, str, int, str], ...]:
+    return tuple(
+        (name, type(part).__name__, sum(value.numel() for value in part.state_dict().values() if torch.is_tensor(value)),
+         str(part.dtype).removeprefix("torch."))
+        for name, part in pipe.components.items() if isinstance(part, torch.nn.Module)
+    )  # fmt: skip
 
 
 class ModelHolder:
@@ -97,13 +106,17 @@ class ModelHolder:
         assert self._pipe is not None and (self._holders or not self._changing)
         return self._pipe
 
+    def check(self, source: str) -> None:
+        """Raises ModelError when a visitor may not choose this model."""
+        if source not in self.choices:
+            raise ModelError(f"{str(source)[:60]!r} is not one of this page's models: {', '.join(self.choices)}.")
+
     def use(self, source: str) -> Iterator[str]:
         """Makes `source` the loaded model; yields lines that say what is going on. The model before is freed first.
 
         Raises ModelError when it cannot be loaded, with the model before loaded again if that is possible.
         """
-        if source not in self.choices:
-            raise ModelError(f"{str(source)[:60]!r} is not one of this page's models: {', '.join(self.choices)}.")
+        self.check(source)
         lines, failed = queue.SimpleQueue(), []
 
         def work():
