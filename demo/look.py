@@ -109,7 +109,9 @@ footer .divider { display: none; }  /* Gradio's, after the last link */
 #stroke { position: absolute; pointer-events: none; z-index: 50; }
 #stroke polyline { fill: none; stroke: #e8590c; stroke-width: 2.5; stroke-linecap: round; opacity: .8; }
 #chosen { background: transparent; }
-#chosen img { border-radius: 14px; background: #fff; }
+#chosen img { border-radius: 14px; background: #fff; width: 100%; }
+.unused { display: none !important; }  /* until there is something to use it on; what it holds is there, and keeps its values */
+.stop:disabled { display: none; }
 .figures, #model-card { contain: inline-size; overflow-x: auto; }  /* a wide table does not widen a phone's page */
 /* Chinese lines break between any two signs: short words of the interface should not. */
 :root:lang(zh) :is(button, th, .head) { word-break: keep-all; }
@@ -137,7 +139,7 @@ footer .divider { display: none; }  /* Gradio's, after the last link */
   .brand h1 { font-size: 1.35rem; }
   .brand p { font-size: .9rem; clear: both; }
   #prompt-row { display: grid; grid-template-columns: 1fr 1fr; }
-  #prompt { grid-column: 1 / -1; }
+  #prompt, #prompt-row:has(.stop:disabled) #generate { grid-column: 1 / -1; }
   #seed-row { display: grid; grid-template-columns: 2fr 1fr; }
   #seed { grid-column: 1 / -1; }
   #open-row { display: block; }

@@ -1,6 +1,7 @@
 """X/Y grids: planned right, refused in a sentence, drawn as the pipeline draws."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -82,7 +83,7 @@ def ask(client, **changes):
 
 def test_the_endpoint_draws_what_the_pipeline_draws(client, tiny_pipeline):
     grid, line, *_, found = ask(client)
-    content = json.loads(open(found).read() if isinstance(found, str) else open(found["value"]).read())
+    content = json.loads(Path(found if isinstance(found, str) else found["value"]).read_text(encoding="utf-8"))
     assert "4 cells" in line and len(content["cells"]) == 4
     for cell in content["cells"]:
         drawn = tiny_pipeline("a red " + cell["x"], num_candidates=2, seed=5, top_k=cell["y"]).candidates[0]

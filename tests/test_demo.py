@@ -259,7 +259,7 @@ def odd_pictures(tmp_path):
         "cmyk.jpg": lambda p: rgb.convert("CMYK").save(p), "alpha.png": lambda p: rgb.convert("RGBA").save(p),
         "sixteen.png": lambda p: Image.fromarray((np.arange(4800).reshape(60, 80) * 13).astype(np.uint16)).save(p),
         "moving.gif": lambda p: rgb.save(p, save_all=True, append_images=[rgb.rotate(90)]),
-        "text.png": lambda p: p.write_text("not a picture"), "svg.png": lambda p: p.write_text("<svg></svg>"),
+        "text.png": lambda p: p.write_bytes(b"not a picture"), "svg.png": lambda p: p.write_bytes(b"<svg></svg>"),
         "cut.png": lambda p: (rgb.save(p), p.write_bytes(p.read_bytes()[:600])),
         "empty.png": lambda p: p.write_bytes(b""),
         "large.png": lambda p: Image.new("1", (10_000, 10_000)).save(p),

@@ -247,7 +247,7 @@ def test_on_zerogpu_handlers_take_and_give_what_can_be_sent(zero_gpu, own_pipeli
 
 def test_the_card_comes_without_its_front_matter(tmp_path):
     assert about.card(str(tmp_path)) == ""
-    (tmp_path / "README.md").write_text("---\nlicense: mit\n---\n\n# A model\n")
+    (tmp_path / "README.md").write_text("---\nlicense: mit\n---\n\n# A model\n", encoding="utf-8")
     assert about.card(str(tmp_path)).strip() == "# A model"
     assert "kept out" in about.card("emoji").lower()
 
@@ -398,7 +398,7 @@ def test_recognise_ranks_the_labels(client, tiny_pipeline, tmp_path):
 
 
 def test_a_bad_picture_is_a_sentence(client, tmp_path):
-    (tmp_path / "no.png").write_text("this is text")
+    (tmp_path / "no.png").write_text("this is text", encoding="utf-8")
     for name, arguments in (("/complete", dict(rows=2, prompt="a", count=1, seed="")), ("/recognise", dict(labels="a"))):
         with pytest.raises(AppError, match="not a picture"):
             client.predict(handle_file(tmp_path / "no.png"), api_name=name, **arguments)

@@ -33,7 +33,7 @@ class Loaded:
     licence: str
     device: str
     dtype: torch.dtype
-    prior_bytes: int
+    prior_config: dict
     preview_every: int  # tokens between previews that are cheap here; 0: none are
 
     @classmethod
@@ -41,10 +41,15 @@ class Loaded:
         large = sum(p.numel() for p in pipe.image_tokenizer.parameters()) > 20_000_000
         return cls(
             source, pipe.name, pipe.revision, pipe.limits, pipe.defaults, pipe.examples,
-            list(pipe.config.labels), pipe.image_size, pipe.config.licence, str(pipe.prior.device), pipe.prior.dtype,
-            sum(value.numel() * value.element_size() for value in pipe.prior.state_dict().values() if torch.is_tensor(value)),
+            list(pipe.config.labels), pipe.image_size, pipe.config.licence, str(pipe.prior.device), pipe.prior.dtype, pipe.prior.config,
             0 if large and pipe.device.type == "cpu" else 2 * pipe.grid_size,
         )  # fmt: skip
+
+    @property
+    def bytes(self) -> int:
+        """What its weights take, as far as the catalogue knows it: free when it has gone."""
+        known = CATALOGUE.get(self.source)
+        return known.parameters * self.dtype.itemsize if known else 0
 
 
 class ModelHolder:
@@ -117,7 +122,7 @@ class ModelHolder:
 
     def _change(self, source: str, tell: Callable[[str], None]) -> None:
         if self.download and source != self.source:
-            self.download(source, tell, self.loaded.prior_bytes if self._pipe else 0)
+            self.download(source, tell, self.loaded.bytes if self._pipe else 0)
         with self._changed:
             if self._changing:
                 tell("Waiting for the model that is being loaded…")

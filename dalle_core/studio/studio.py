@@ -94,7 +94,7 @@ class Studio:
                 seed = secrets.randbelow(2**32) if request.seed is None else request.seed
                 cut = cuts(pipe, request)
                 previews = pipe.grid_size**2 // preview_every if preview_every else 0
-                self.budgets.spend(visitor, candidates=request.num_candidates, previews=previews)
+                self.budgets.spend(visitor, candidates=request.num_candidates, previews=previews * request.num_candidates)
                 with self.budgets.running(visitor) as clock:
                     steps = self._compute("stream", **arguments(request, seed), preview_every=preview_every)
                     with closing(steps):
@@ -112,8 +112,11 @@ class Studio:
                 pictures = self._save(visitor, found, images, save_recipe)
         yield Update("", step.total, step.total, time.monotonic() - started, seed, cut, pictures=ranked(pictures))
 
-    def draw_again(self, visitor: str, entry: str, source: str | None = None, save_recipe: bool = True) -> Iterator[list[Picture]]:
-        """An entry of the history, decoded from its tokens: yields the pictures so far, the whole ranked pool last."""
+    def draw_again(
+        self, visitor: str, entry: str, source: str | None = None, save_recipe: bool = True
+    ) -> Iterator[tuple[int, list[Picture]]]:
+        """An entry of the history, decoded from its tokens: yields (how many there are, the pictures so far), the whole ranked
+        pool last."""
         with sentences("Opening it"), self.holder.hold(source) as pipe:
             entry_id, found = read_entry(entry, pipe.name, pipe.revision, pipe.limits)
             self.budgets.spend(visitor, candidates=len(found))
@@ -124,8 +127,8 @@ class Studio:
                     image = self._decode(one.tokens)
                     pictures += self._save(visitor, [one], [image], save_recipe)
                     if len(pictures) < len(found):
-                        yield pictures
-            yield ranked([replace(picture, pool=entry_id) for picture in pictures])
+                        yield len(found), pictures
+            yield len(found), ranked([replace(picture, pool=entry_id) for picture in pictures])
 
     def open_saved(self, visitor: str, path: str | None) -> Picture:
         """A PNG that was saved here: its picture, drawn again from its tokens. Raises InputError as `recipe.read_recipe`."""
