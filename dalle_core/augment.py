@@ -397,12 +397,22 @@ project that drew it (`--data`).
 """
 
 
+def _metadata(out: Path) -> bytes:
+    """The whole lines of a data set's metadata so far: a run may be writing its next one."""
+    path = out / "metadata.jsonl"
+    content = path.read_bytes() if path.exists() else b""
+    return content[: content.rfind(b"\n") + 1]
+
+
+def names_in(out: str | Path) -> list[str]:
+    """The pictures of a data set, as far as it has come."""
+    return [json.loads(line)["file_name"] for line in _metadata(Path(out)).splitlines()]
+
+
 def archive(out: str | Path, target: str | Path) -> int:
     """Writes the data set, as far as it has come, as a zip at `target`. Returns the number of pictures."""
     out, target = Path(out), Path(target)
-    metadata = out / "metadata.jsonl"
-    content = metadata.read_bytes() if metadata.exists() else b""
-    content = content[: content.rfind(b"\n") + 1]  # a run may be writing its next line
+    content = _metadata(out)
     names = [json.loads(line)["file_name"] for line in content.splitlines()]
     with tempfile.NamedTemporaryFile(dir=target.parent, delete=False) as part:
         with zipfile.ZipFile(part, "w", zipfile.ZIP_STORED) as zip_:  # PNGs are compressed already

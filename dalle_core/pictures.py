@@ -11,9 +11,10 @@ from PIL import Image, ImageFilter, PngImagePlugin
 SHOWN = 384  # pixels a side, at least
 
 
-def enlarge(image: Image.Image) -> Image.Image:
-    """Lanczos to a whole multiple of the size, then a little unsharp masking: crisp on flat colours and edges."""
-    factor = -(-SHOWN // image.width)
+def enlarge(image: Image.Image, side: int = SHOWN) -> Image.Image:
+    """At least `side` pixels a side: Lanczos to a whole multiple of the size, then a little unsharp masking, which is crisp on
+    flat colours and edges."""
+    factor = -(-side // image.width)
     if factor <= 1:
         return image
     large = image.resize((image.width * factor, image.height * factor), Image.Resampling.LANCZOS)

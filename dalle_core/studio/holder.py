@@ -41,8 +41,8 @@ class Loaded:
         large = sum(p.numel() for p in pipe.image_tokenizer.parameters()) > 20_000_000
         return cls(
             source, pipe.name, pipe.revision, pipe.limits, pipe.defaults, pipe.examples,
-            list(pipe.config.labels), pipe.image_size, pipe.config.licence, str(pipe.prior.device), pipe.prior.dtype, pipe.prior.config,
-            0 if large and pipe.device.type == "cpu" else 2 * pipe.grid_size,
+            list(pipe.config.labels), pipe.image_size, pipe.config.licence, str(pipe.prior.device), pipe.prior.dtype,
+            pipe.prior.config, 0 if large and pipe.device.type == "cpu" else 2 * pipe.grid_size,
         )  # fmt: skip
 
     @property
@@ -98,13 +98,17 @@ class ModelHolder:
         assert self._pipe is not None and (self._holders or not self._changing)
         return self._pipe
 
+    def check(self, source: str) -> None:
+        """Raises ModelError when a visitor may not choose this model."""
+        if source not in self.choices:
+            raise ModelError(f"{str(source)[:60]!r} is not one of this page's models: {', '.join(self.choices)}.")
+
     def use(self, source: str) -> Iterator[str]:
         """Makes `source` the loaded model; yields lines that say what is going on. The model before is freed first.
 
         Raises ModelError when it cannot be loaded, with the model before loaded again if that is possible.
         """
-        if source not in self.choices:
-            raise ModelError(f"{str(source)[:60]!r} is not one of this page's models: {', '.join(self.choices)}.")
+        self.check(source)
         lines, failed = queue.SimpleQueue(), []
 
         def work():

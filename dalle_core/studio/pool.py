@@ -29,9 +29,13 @@ class Picture:
 
     def enlarged(self, save_recipe: bool = True) -> bytes:
         """The picture as a PNG for people, in a size that they can use. Raises InputError when its file has gone."""
+        return png(enlarge(self.image()), self.drawn.to_json() if save_recipe else None)
+
+    def image(self) -> Image.Image:
+        """In the model's own size, RGB. Raises InputError when its file has gone."""
         try:
             with Image.open(self.path) as image:
-                return png(enlarge(image.convert("RGB")), self.drawn.to_json() if save_recipe else None)
+                return image.convert("RGB")
         except OSError:
             raise InputError(
                 "The server no longer has this picture: open it again from the history, or draw it again."

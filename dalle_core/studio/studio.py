@@ -20,22 +20,25 @@ import torch
 from PIL import Image
 
 from dalle_core import image_tokenizer
-from dalle_core.augment import Progress, Row, augment
+from dalle_core.augment import Progress, Row, augment, cut_prompts, names_in
 from dalle_core.augment import archive as zip_data_set
+from dalle_core.compare import Axis, Cell, plan
 from dalle_core.errors import InputError, ModelError
-from dalle_core.pictures import enlarge, save_png
+from dalle_core.pictures import enlarge, png, save_png
 from dalle_core.pipeline import Label
 from dalle_core.recipe import Drawn, drawn, read_recipe
 from dalle_core.request import DrawingRequest, number
 from dalle_core.studio.budgets import Budgets
+from dalle_core.studio.grid import Grid
 from dalle_core.studio.holder import ModelHolder
 from dalle_core.studio.pool import Picture, archive, ranked, read_entry
 from dalle_core.studio.store import Store
-from dalle_core.studio.uploads import open_picture
+from dalle_core.studio.uploads import checked, open_picture
 
 UPDATE_EVERY = 0.5  # seconds between two updates without a preview; each takes cores from the drawing
 MAX_LABELS = 2000
 MAX_PROMPTS, MAX_PICTURES = 200, 1000  # of a data set in one go; the command has no such bounds
+ANY_TOP_K = 10**6  # where it is another model's codebook that bounds it
 log = logging.getLogger(__name__)
 
 
@@ -51,6 +54,18 @@ class Update:
     cut: tuple = ()  # (which prompt, what the model reads, what it does not), where something was cut
     previews: list[Image.Image] | None = None
     pictures: list[Picture] | None = None  # on the last one, best first
+
+
+@dataclass(frozen=True)
+class GridUpdate:
+    """How far an X/Y grid is."""
+
+    grid: Grid
+    total: int  # cells
+    elapsed: float  # seconds
+    seed: int | None  # of all cells; None: they have their own
+    line: str = ""  # what goes on besides: a model is loaded
+    finished: bool = False  # whether a cell has just been finished
 
 
 @contextmanager
@@ -133,7 +148,7 @@ class Studio:
     def open_saved(self, visitor: str, path: str | None) -> Picture:
         """A PNG that was saved here: its picture, drawn again from its tokens. Raises InputError as `recipe.read_recipe`."""
         with sentences("Opening it"), self.holder.hold() as pipe:
-            found = self._recipe(pipe, open_picture(path))
+            found = self._recipe(pipe, open_picture(self.file(path)))
             self.budgets.spend(visitor, candidates=1)
             [picture] = ranked(self._save(visitor, [found], [self._decode(found.tokens)], True))
             return picture
@@ -149,6 +164,35 @@ class Studio:
             path = folder / picture.file_name().replace(".png", "_tile.png")
             tile.save(path)
             return tile, path
+
+    def compare(self, visitor: str, x: Axis, y: Axis, request: DrawingRequest) -> Iterator[GridUpdate]:
+        """Streams an X/Y grid of a request: each cell is the best of its candidates by CLIP; where neither the request nor an
+        axis names a seed, all cells share a new one. Closing it stops the work."""
+        started = time.monotonic()
+        with sentences("Drawing"):
+            if request.seed is None and "seed" not in (x.name, y.name):
+                request = replace(request, seed=secrets.randbelow(2**32))
+            cells, candidates = self._checked_cells(plan(x, y, request))
+            self.budgets.spend(visitor, candidates=candidates)
+            seed = None if "seed" in (x.name, y.name) else request.seed
+            grid, folder = Grid(x, y, {}), self.store.folder(visitor)
+
+            def update(**changes) -> GridUpdate:
+                return GridUpdate(grid, len(cells), time.monotonic() - started, seed, **changes)
+
+            with self.store.hold(folder), self.budgets.running(visitor) as clock:
+                for cell in cells:
+                    yield update()
+                    if cell.source != self.holder.source:
+                        for line in self.holder.use(cell.source):
+                            yield update(line=line)
+                    with closing(self._draw_cell(visitor, cell, folder)) as steps:
+                        for picture in steps:
+                            clock.check()
+                            if picture is None:
+                                yield update()  # a place to stop
+                    grid = grid.and_(cell, picture)
+                    yield update(finished=True)
 
     def check_model(self, picture: Picture) -> None:
         """Raises InputError when the picture was drawn by another model than the one that is loaded."""
@@ -174,12 +218,26 @@ class Studio:
                 archive(pictures, path, save_recipe)
             return path
 
+    def download_sheet(self, visitor: str, grid: Grid | None) -> Path:
+        """A grid as one labelled PNG."""
+        with sentences("The download"):
+            return self.store.write(visitor, "grid.png", png(_drawn(grid).sheet(), None))
+
+    def download_json(self, visitor: str, grid: Grid | None) -> Path:
+        """What each cell of a grid was drawn from."""
+        with sentences("The download"):
+            return self.store.write(visitor, "grid.json", _drawn(grid).to_json().encode())
+
     # ------------------------------------------------------------ pictures in
+
+    def file(self, path: str | None) -> Path:
+        """A file that a visitor hands in: an upload, or one of the store's own. Raises InputError for any other."""
+        return checked(path, self.store.root, *self.store.also)
 
     def square(self, path: str | None) -> Image.Image:
         """What the image tokenizer sees of an uploaded picture: a centred square in the model's size."""
         with sentences("Reading the picture"), self.holder.hold() as pipe:
-            return pipe.square(open_picture(path))
+            return pipe.square(open_picture(self.file(path)))
 
     def encode(self, visitor: str, image: Image.Image) -> list[list[int]]:
         """A picture's tokens [grid][grid], by the image tokenizer."""
@@ -197,7 +255,7 @@ class Studio:
     def tokens_of(self, visitor: str, path: str | None) -> list[list[int]]:
         """A picture's tokens: those it was drawn from, when its recipe names them and nobody has changed it since; else what
         the image tokenizer makes of it, which comes close."""
-        image = open_picture(path)
+        image = open_picture(self.file(path))
         with sentences("Reading the picture"), self.holder.hold() as pipe:
             self.budgets.spend(visitor, candidates=1)
             try:
@@ -214,7 +272,7 @@ class Studio:
     def recognise(self, visitor: str, path: str | None, labels: list[str] | None = None) -> list[Label]:
         """What a picture shows, most likely first; labels None: all that the model knows by name."""
         with sentences("Recognising"), self.holder.hold():
-            image = open_picture(path)
+            image = open_picture(self.file(path))
             if labels is not None and len(labels) > MAX_LABELS:
                 raise InputError(f"These are {len(labels):,} labels; {MAX_LABELS:,} are the most.")
             self.budgets.spend(visitor, labels=len(labels or ()))
@@ -223,6 +281,11 @@ class Studio:
             return found
 
     # ------------------------------------------------------------ data sets
+
+    def cut_prompts(self, rows: list[Row]) -> int:
+        """How many of the prompts are longer than the model reads. Raises InputError for one of which it reads nothing."""
+        with sentences("Reading the prompts"), self.holder.hold() as pipe:
+            return cut_prompts(pipe, rows)
 
     def augment(self, visitor: str, rows: list[Row], seed: int, threshold: float | None = None) -> Iterator[tuple[Progress, Path]]:
         """Draws a data set into a folder of the store: yields (progress, folder)."""
@@ -239,14 +302,24 @@ class Studio:
             folder = self.store.folder(visitor)
             out = folder / "pictures"
             with self.store.hold(folder), self.budgets.running(visitor) as clock:
-                with closing(self._compute(augment, rows, out, seed, threshold)) as steps:
-                    for progress in steps:
-                        clock.check()
-                        yield progress, out
+                try:
+                    with closing(self._compute(augment, rows, out, seed, threshold)) as steps:
+                        for progress in steps:
+                            clock.check()
+                            yield progress, out
+                except InputError as error:
+                    if isinstance(error.__cause__, OSError):
+                        raise error.__cause__ from None  # the core's sentence is for a command: it names the folder
+                    raise
+
+    def kept(self, out: Path) -> int:
+        """The pictures of a data set so far."""
+        with sentences("The data set"), self.store.hold(out):
+            return len(names_in(out))
 
     def zip_data_set(self, out: Path, seed: int) -> tuple[Path, int]:
         """(a zip of a data set as far as it has come, beside it; the number of its pictures)."""
-        with sentences("The zip"), self.store.hold(out.parent):
+        with sentences("The zip"), self.store.hold(out):
             path = out.parent / f"augmented_seed{seed}.zip"
             return path, zip_data_set(out, path)
 
@@ -267,6 +340,34 @@ class Studio:
         with closing(result):
             yield from result
 
+    def _checked_cells(self, cells: list[Cell]) -> tuple[list[Cell], int]:
+        """(the cells, each with its model; the candidates of all). Raises InputError or ModelError for what is known to fail
+        before the first one is drawn."""
+        with self.holder.hold() as pipe:
+            cells, candidates = [replace(cell, source=cell.source or self.holder.source) for cell in cells], 0
+            for cell in cells:
+                self.holder.check(cell.source)
+                here = cell.source == self.holder.source
+                limits = pipe.limits if here else replace(pipe.limits, codebook_size=ANY_TOP_K)
+                request = cell.request.checked(limits, pipe.defaults)
+                if here:
+                    pipe.stream(**arguments(request, 0)).close()
+                candidates += request.num_candidates
+            return cells, candidates
+
+    def _draw_cell(self, visitor: str, cell: Cell, folder: Path) -> Iterator[Picture | None]:
+        """Yields None now and then, and the best candidate last."""
+        with self.holder.hold(cell.source) as pipe:
+            request, shown_at = cell.request.checked(pipe.limits, pipe.defaults), time.monotonic()
+            with closing(self._compute("stream", **arguments(request, request.seed))) as steps:
+                for step in steps:
+                    if time.monotonic() - shown_at > UPDATE_EVERY:
+                        shown_at = time.monotonic()
+                        yield None
+            best = drawn(step.generation, pipe.name, pipe.revision)[:1]
+            [picture] = self._save(visitor, best, [step.generation.candidates[0].image], True, folder)
+        yield picture
+
     def _decode(self, tokens) -> Image.Image:
         [image] = self._compute("decode", tokens)
         return image
@@ -277,15 +378,23 @@ class Studio:
             raise InputError("This picture carries no recipe: only PNG files saved by this page do.")
         return read_recipe(text, pipe.name, pipe.revision, pipe.limits)
 
-    def _save(self, visitor: str, found: list[Drawn], images: list[Image.Image], save_recipe: bool) -> list[Picture]:
-        """Every candidate as a PNG in the model's own size, in a new folder."""
-        folder = self.store.folder(visitor)
+    def _save(
+        self, visitor: str, found: list[Drawn], images: list[Image.Image], save_recipe: bool, folder: Path | None = None
+    ) -> list[Picture]:
+        """Every candidate as a PNG in the model's own size, in a folder of the store; None: a new one."""
+        folder = folder or self.store.folder(visitor)
 
         def save(one: Drawn, image: Image.Image) -> Picture:
             return Picture(one, str(save_png(image, one.to_json(), folder, save_recipe)))
 
         with self.store.hold(folder), ThreadPoolExecutor() as threads:
             return list(threads.map(save, found, images))
+
+
+def _drawn(grid: Grid | None) -> Grid:
+    if grid is None or not grid.pictures:
+        raise InputError("Draw something first.")
+    return grid
 
 
 def arguments(request: DrawingRequest, seed: int) -> dict:
