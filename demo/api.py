@@ -10,7 +10,6 @@ import secrets
 import time
 from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import asdict
 from pathlib import Path
 from typing import Literal, TypedDict, get_args, get_origin
 from urllib.parse import unquote
@@ -18,17 +17,18 @@ from urllib.parse import unquote
 import gradio as gr
 from gradio.data_classes import FileData
 from gradio.route_utils import get_api_call_path, get_root_url
-from gradio.utils import get_upload_folder
 from gradio_client.utils import encode_file_path, is_http_url_like, python_type_to_json_schema
 from PIL import Image
 
 from dalle_core import InputError
 from dalle_core.augment import rows_of
+from dalle_core.compare import AXES, axis, best
 from dalle_core.pictures import png, psnr
 from dalle_core.request import SETTINGS, DrawingRequest, number, text
 from dalle_core.studio.fetch import fetched
+from dalle_core.studio.grid import Grid
+from dalle_core.studio.pool import Picture
 from dalle_core.studio.studio import UPDATE_EVERY, Studio, Update
-from dalle_core.studio.uploads import checked
 from demo.handlers import speaks
 from demo.public import visitor
 
@@ -65,7 +65,7 @@ class Drawing(TypedDict):
     seconds_left: float | None  # None: not known yet
     previews: list[str]  # unfinished pictures as data URIs
     candidates: list[Candidate]  # when done: best first
-    settings: Settings | None  # when done: what was drawn; as arguments, they draw it again
+    settings: Settings | None  # when done: what it was drawn with
     unread: dict[str, str]  # "prompt" or "negative prompt" -> its end, where the model reads less than was given
 
 
@@ -96,6 +96,26 @@ class DataSet(TypedDict):
     seconds_left: float | None
     seed: int
     url: str | None  # when done: of the zip; None: nothing was kept
+
+
+class Cell(TypedDict):
+    column: int
+    row: int
+    arguments: Settings
+    url: str
+    score: float | None
+    index: int
+
+
+class Comparison(TypedDict):
+    """An event of an X/Y grid; each has all of these."""
+
+    status: Literal["drawing", "done"]
+    total: int  # cells
+    seconds_left: float | None
+    cells: list[Cell]  # so far
+    best: list[int] | None  # column and row of the cell with the highest score
+    url: str | None  # when done: of the whole grid as one labelled picture
 
 
 class Model(TypedDict):
@@ -215,7 +235,45 @@ class Endpoints:
         """
         names = None if labels is None else texts("labels", labels)
         found = self.studio.recognise(visitor(request), self._file(request, picture), names)
-        return shown(request, [asdict(label) for label in found])
+        return shown(request, [
+            {"label": one.text, "score": one.score, "probability": one.probability, "log_likelihood": one.log_likelihood}
+            for one in found
+        ])  # fmt: skip
+
+    def compare(
+        self, request: gr.Request, prompt: str, x: Literal[AXES], x_values: list, y: Literal[AXES] | None = None,
+        y_values: list | None = None, negative_prompt: str = "", num_candidates: int | None = None,
+        seed: int | str | None = None, temperature: float | None = None, top_k: int | None = None,
+        top_p: float | None = None, guidance_scale: float | None = None,
+    ) -> Iterator[Comparison]:  # fmt: skip
+        """Draws an X/Y grid: one prompt with one or two things varied, each cell the best of its candidates by CLIP. Streams
+        progress; the last event has status "done", all cells, and the address of the grid as one labelled picture.
+
+        Args:
+            prompt: What to draw, such as "a red fox".
+            x: What the columns vary.
+            x_values: Its values, one a column. Of "prompt": words; the first of them stands in the prompt and is replaced.
+            y: What the rows vary. Default: nothing, so that there is one row.
+            y_values: Its values, one a row.
+            negative_prompt: What the pictures should not show; it needs a guidance_scale other than 1.
+            num_candidates: How many pictures to draw for each cell. Default: the model's own.
+            seed: From 0 to 2**63 - 1, as a number or as digits; the same for all cells. Default: a new one.
+            temperature: From 0 (always the likeliest token) to 100; higher is more varied. Default: the model's own.
+            top_k: Draw only from this many of the likeliest tokens; 0: from all. Default: the model's own.
+            top_p: Draw only from the likeliest tokens that make up this share, above 0 to 1 (all). Default: the model's own.
+            guidance_scale: How closely to follow the prompt, 0 to 100; 1 is unguided. Default: the model's own.
+        """
+        limits, caller, finished = self.studio.holder.loaded.limits, visitor(request), 0
+        asked = DrawingRequest(prompt, negative_prompt, num_candidates, seed, temperature, top_k, top_p, guidance_scale)
+        across, below = (axis(name, values, limits) for name, values in ((x, x_values), (y, y_values)))
+        with closing(self.studio.compare(caller, across, below, asked)) as updates:
+            for update in updates:
+                finished += update.finished
+                left = round(update.elapsed / finished * (update.total - finished), 1) if finished else None
+                found = {"status": "drawing", "total": update.total, "seconds_left": left, **grid(request, update.grid)}
+                yield shown(request, found)
+        url = address(request, self.studio.download_sheet(caller, update.grid))
+        yield shown(request, found | {"status": "done", "url": url})
 
     def augment(
         self, request: gr.Request, prompts: list[str], count: int = 4, threshold: float | None = None,
@@ -265,28 +323,29 @@ class Endpoints:
         with closing(self.studio.draw(visitor(request), asked, preview_every=preview_every)) as updates:
             for update in updates:
                 unread |= {which: rest for which, _, rest in update.cut}
-                yield shown(request, event(request, update) | {"unread": unread})
+                yield shown(request, drawing(request, update) | {"unread": unread})
 
-    def _file(self, request: gr.Request, picture: FileData) -> Path:
-        """The path of a picture that was uploaded, that is one of ours, or that is fetched from the web. Raises InputError."""
+    def _file(self, request: gr.Request, picture: FileData) -> str:
+        """The path of a picture: as it came, for the studio to judge; of one of ours; or of what is fetched from the web."""
         path = picture.get("path") if isinstance(picture, dict) else picture
         if not isinstance(path, str):
             raise InputError("A picture must be a file that was uploaded, or the address of one.")
         if not is_http_url_like(path):
-            return checked(path, get_upload_folder())
+            return path
         ours = address(request, "")
         if path.startswith(ours):
-            return checked(unquote(path[len(ours) :]), self.studio.store.root)
+            return unquote(path[len(ours) :])
         content = fetched(path)
         self.studio.budgets.spend(visitor(request), upload_bytes=len(content))
-        return self.studio.store.write(visitor(request), "picture", content)
+        return str(self.studio.store.write(visitor(request), "picture", content))
 
 
 def build(studio: Studio, together: int) -> None:
     """Adds the endpoints to the page that is being built; what computes is among the drawings that go on at once."""
     endpoints = Endpoints(studio)
     computing = (
-        endpoints.generate, endpoints.complete, endpoints.reconstruct, endpoints.decode, endpoints.recognise, endpoints.augment
+        endpoints.generate, endpoints.complete, endpoints.reconstruct, endpoints.decode, endpoints.recognise, endpoints.compare,
+        endpoints.augment,
     )  # fmt: skip
     for method in computing:
         _add(method, concurrency_id="sampling", concurrency_limit=together)
@@ -309,7 +368,7 @@ async def _as_it_is(path: str) -> str:
     return path
 
 
-def event(request: gr.Request, update: Update) -> dict:
+def drawing(request: gr.Request, update: Update) -> dict:
     """What a `Drawing` has of an update; the rest is `unread`."""
     found = {
         "status": "drawing", "index": update.index, "total": update.total, "seconds_left": None,
@@ -318,18 +377,34 @@ def event(request: gr.Request, update: Update) -> dict:
     if update.index:
         found["seconds_left"] = round(update.elapsed / update.index * (update.total - update.index), 1)
     if update.pictures is not None:
-        first = update.pictures[0].drawn.request
         found["status"] = "done"
         found["candidates"] = [
             {"url": address(request, picture.path), "score": one.score, "seed": one.seed, "index": one.index,
              "tokens": one.tokens.tolist()}
             for picture in update.pictures for one in [picture.drawn]
         ]  # fmt: skip
-        found["settings"] = {
-            "prompt": first.prompt, "negative_prompt": first.negative_prompt, **first.settings, "seed": update.seed,
-            "model": first.model, "revision": first.revision,
-        }  # fmt: skip
+        found["settings"] = settings(update.pictures[0])
     return found
+
+
+def grid(request: gr.Request, drawn: Grid) -> dict:
+    """What a `Comparison` has of a grid."""
+    cells = [
+        {"column": column, "row": row, "arguments": settings(picture), "url": address(request, picture.path),
+         "score": picture.drawn.score, "index": picture.drawn.index}
+        for (column, row), picture in sorted(drawn.pictures.items(), key=lambda item: item[0][::-1])
+    ]  # fmt: skip
+    winner = best(drawn.scores)
+    return {"cells": cells, "best": winner and list(winner), "url": None}
+
+
+def settings(picture: Picture) -> dict:
+    """What a picture was drawn with, as `Settings`."""
+    used = picture.drawn.request
+    return {
+        "prompt": used.prompt, "negative_prompt": used.negative_prompt, **used.settings, "seed": picture.drawn.seed,
+        "model": used.model, "revision": used.revision,
+    }  # fmt: skip
 
 
 def data_uri(image: Image.Image) -> str:
