@@ -163,7 +163,7 @@ def _row(prompt: str, count, where: str) -> Row:
         raise InputError(f"{where} has no prompt.")
     try:
         whole = int(count)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         whole = 0
     if not 1 <= whole <= MAX_COUNT:
         raise InputError(f"{where}: the count is {str(count)[:40]!r}; it must be a whole number from 1 to {MAX_COUNT:,}.")
@@ -210,8 +210,15 @@ def augment(
 
 
 def cut_prompts(pipe: DallePipeline, rows: list[Row]) -> int:
-    """How many of the prompts are longer than the model reads."""
-    return sum(bool(pipe.fit_prompt(row.prompt)[1]) for row in rows)
+    """How many of the prompts are longer than the model reads; one of which it reads nothing is left to `augment` to name."""
+
+    def is_cut(row: Row) -> bool:
+        try:
+            return bool(pipe.fit_prompt(row.prompt)[1])
+        except InputError:
+            return False
+
+    return sum(map(is_cut, rows))
 
 
 def _check(pipe, rows, seed, threshold, best, sampling) -> dict:

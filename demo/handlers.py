@@ -51,6 +51,13 @@ def checked_later(slider: gr.Slider) -> gr.Slider:
     return slider
 
 
+def stoppable(starts: list, stop: gr.Button) -> None:
+    """Stop is there from the click on, not from the first token: a run that waits in the queue can be stopped too. To be called
+    before the run's own event is made, as a trigger's events start one after the other."""
+    enabled = "() => ({ __type__: 'update', interactive: true })"
+    gr.on(starts, None, None, stop, js=enabled, api_visibility="private")
+
+
 def parse_seed(text: str | None, keep: bool = True, drawn: str = "") -> int | None:
     """The seed that is asked for, or None for a new one: the box is empty, or still holds the one `drawn` at random
     for the run before and is not kept. Raises InputError."""

@@ -32,7 +32,13 @@ def of(update: Update) -> str:
 
 def stopped(shown: str):
     """The line after the end of a run, whatever ended it: one that still says that it goes on was stopped."""
-    return STOPPED if shown == STARTING or "Drawing" in (shown or "") else gr.skip()
+    shown = str(shown)
+    return STOPPED if shown.startswith(STARTING) or "Drawing" in shown else gr.skip()
+
+
+def ended(shown: str) -> tuple:
+    """`stopped`, and Stop goes."""
+    return stopped(shown), gr.update(interactive=False)
 
 
 def cut(update: Update) -> str:

@@ -34,15 +34,16 @@ class Loaded:
     device: str
     dtype: torch.dtype
     prior_config: dict
+    parts: tuple[tuple[str, str, int, str], ...]  # (component, class, numbers, dtype) of each that has weights
     preview_every: int  # tokens between previews that are cheap here; 0: none are
 
     @classmethod
     def of(cls, source: str, pipe: DallePipeline) -> "Loaded":
         large = sum(p.numel() for p in pipe.image_tokenizer.parameters()) > 20_000_000
         return cls(
-            source, pipe.name, pipe.revision, pipe.limits, pipe.defaults, pipe.examples,
-            list(pipe.config.labels), pipe.image_size, pipe.config.licence, str(pipe.prior.device), pipe.prior.dtype,
-            pipe.prior.config, 0 if large and pipe.device.type == "cpu" else 2 * pipe.grid_size,
+            source, pipe.name, pipe.revision, pipe.limits, pipe.defaults, pipe.examples, list(pipe.config.labels), pipe.image_size,
+            pipe.config.licence, str(pipe.prior.device), pipe.prior.dtype, pipe.prior.config, parts_of(pipe),
+            0 if large and pipe.device.type == "cpu" else 2 * pipe.grid_size,
         )  # fmt: skip
 
     @property
@@ -50,6 +51,14 @@ class Loaded:
         """What its weights take, as far as the catalogue knows it: free when it has gone."""
         known = CATALOGUE.get(self.source)
         return known.parameters * self.dtype.itemsize if known else 0
+
+
+def parts_of(pipe: DallePipeline) -> tuple[tuple[str, str, int, str], ...]:
+    return tuple(
+        (name, type(part).__name__, sum(value.numel() for value in part.state_dict().values() if torch.is_tensor(value)),
+         str(part.dtype).removeprefix("torch."))
+        for name, part in pipe.components.items() if isinstance(part, torch.nn.Module)
+    )  # fmt: skip
 
 
 class ModelHolder:

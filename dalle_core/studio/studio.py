@@ -283,7 +283,7 @@ class Studio:
     # ------------------------------------------------------------ data sets
 
     def cut_prompts(self, rows: list[Row]) -> int:
-        """How many of the prompts are longer than the model reads. Raises InputError for one of which it reads nothing."""
+        """How many of the prompts are longer than the model reads."""
         with sentences("Reading the prompts"), self.holder.hold() as pipe:
             return cut_prompts(pipe, rows)
 

@@ -1,132 +1,112 @@
 """The Compare tab: an X/Y grid, one picture a cell, scored by CLIP."""
 
-import json
-import time
 from contextlib import closing
+from dataclasses import replace
 
 import gradio as gr
-from PIL import Image
 
-from dalle_core import InputError
-from dalle_core.compare import AXES, best, parse_axis, plan, sheet
-from demo import run
-from demo.gpu import on_gpu
-from demo.models import Models
-from demo.pictures import new_folder
+from dalle_core.compare import AXES, parse_axis
+from dalle_core.request import MAX_PROMPT, DrawingRequest
+from dalle_core.studio.studio import ANY_TOP_K, GridUpdate, Studio
+from demo import progress
+from demo.downloads import download
+from demo.handlers import QUIET, checked_later, parse_seed, speaks, stoppable
+from demo.public import visitor
 
 NOTHING = "–"
 
 
-def status(done: int, total: int, elapsed: float) -> str:
-    """The progress line: cells drawn, and the time that is left at the pace so far."""
-    left = f"{elapsed / done * (total - done):.0f} s left" if done else ""
-    return (
-        f'<div class="line" role="status"><span><b>Drawing</b> cell {min(done + 1, total)} of {total}</span><span>{left}</span>'
-        f'</div><div class="bar"><div style="width:{100 * done / total:.1f}%"></div></div>'
-    )
+def line(update: GridUpdate) -> str:
+    """How far the grid is: cells drawn, and the time that is left at the pace so far."""
+    done = len(update.grid.pictures)
+    if done == update.total:
+        return progress.line(f"{update.total} cells, seed {'varied' if update.seed is None else update.seed}")
+    left = f"{update.elapsed / done * (update.total - done):.0f} s left" if done else ""
+    loading = progress.line(update.line) if update.line else ""
+    return progress.line("Drawing", f" cell {done + 1} of {update.total}", left, done / update.total) + loading
 
 
-def build(models: Models, together: int) -> None:
-    """Adds the tab; a grid is one of the drawings that go on at once."""
-    names = [name for name in AXES if name != "model" or len(models.choices) > 1]
-    gr.Markdown(
-        "One prompt, two things varied: each cell is the best of its candidates by CLIP, the best cell is framed. Values are "
-        "separated by commas. A prompt axis replaces its first value in the prompt by each of the others: “fox, cat, lion”. "
-        "Candidates keep their seeds across the grid."
-    )
-    prompt = gr.Textbox(label="Prompt", elem_id="compare-prompt", max_lines=1, max_length=run.MAX_PROMPT)
-    axes = []
-    with gr.Row():
-        for side, first, values in (("X", "prompt", ""), ("Y", "guidance_scale", "1, 2, 4")):
-            with gr.Column(), gr.Row():
-                axes.append(
-                    gr.Dropdown(
-                        [NOTHING, *names], value=first, label=side, elem_id=f"compare-{side.lower()}", scale=1, min_width=130,
-                        filterable=False,
-                    )
-                )  # fmt: skip
-                axes.append(
-                    gr.Textbox(
-                        values, label=f"{side} values", elem_id=f"compare-{side.lower()}-values", max_lines=1, scale=2,
-                        min_width=150, max_length=run.MAX_PROMPT,
-                    )
-                )  # fmt: skip
-    with gr.Row():
-        count = gr.Slider(1, min(16, models.pipe.max_candidates), 4, step=1, label="Candidates a cell", elem_id="compare-count")
-        seed = gr.Textbox(label="Seed", placeholder="new each time", elem_id="compare-seed", max_lines=1, min_width=120)
-        negative = gr.Textbox(label="Negative prompt", elem_id="compare-negative", max_lines=1, max_length=run.MAX_PROMPT)
-    with gr.Row():
-        go = gr.Button("Compare", variant="primary", elem_id="compare")
-        stop = gr.Button("Stop", elem_id="compare-stop")
-    line = gr.HTML("", elem_id="compare-status", elem_classes="status")
-    picture = gr.Image(
-        label="X/Y grid", show_label=False, interactive=False, format="png", elem_id="compare-grid", visible=False,
-        buttons=["fullscreen"], alt_text="X/Y grid",
-    )  # fmt: skip
-    # Hidden, not absent: what comes into view together with its value may miss the value (here and on the other tabs).
-    with gr.Row(visible="hidden") as exports:
-        as_picture = gr.DownloadButton("Download the grid", elem_id="compare-png")
-        as_json = gr.DownloadButton("Download as JSON", elem_id="compare-json")
+class Compare:
+    """The tab's components, and what happens on them."""
 
-    @on_gpu(120)
-    def compare(prompt, x, x_values, y, y_values, candidates, seed, negative_prompt):
-        """Streams an X/Y grid of a prompt. x, y: what varies (prompt, seed, temperature, top_k, top_p, guidance_scale, or –);
-        x_values, y_values: its values, separated by commas. Each cell is the best of `candidates` by CLIP."""
-        try:
-            across, below = (
-                parse_axis("" if name == NOTHING else name, text[: run.MAX_PROMPT]) for name, text in ((x, x_values), (y, y_values))
+    def __init__(self, studio: Studio):
+        self.studio, self.grid = studio, gr.State(None)  # the grid on show
+        gr.Markdown(
+            "One prompt, two things varied: each cell is the best of its candidates by CLIP, the best cell is framed. Values are "
+            "separated by commas. A prompt axis replaces its first value in the prompt by each of the others: “fox, cat, lion”. "
+            "Candidates keep their seeds across the grid."
+        )
+        self.prompt = gr.Textbox(label="Prompt", elem_id="compare-prompt", max_lines=1, max_length=MAX_PROMPT)
+        with gr.Row():
+            self.x, self.x_values = self._axis("X", "prompt", "")
+            self.y, self.y_values = self._axis("Y", "guidance_scale", "1, 2, 4")
+        most = min(16, studio.holder.loaded.limits.max_candidates)
+        with gr.Row():
+            self.count = checked_later(
+                gr.Slider(1, most, min(4, most), step=1, label="Candidates a cell", elem_id="compare-count")
             )
-            asked = run.parse_seed(seed, keep=True)
-            arguments = {"prompt": (prompt or "").strip()[: run.MAX_PROMPT], "seed": asked, "model": models.source}
-            cells = plan(across, below, arguments)
-            settings = {"num_candidates": candidates, "negative_prompt": (negative_prompt or "").strip()[: run.MAX_PROMPT]}
-            for cell in cells:  # every cell's values, before the first is drawn
-                if cell.arguments["model"] == models.source:
-                    numbers = {key: value for key, value in cell.arguments.items() if key != "model"}
-                    models.pipe.stream(**numbers, **settings).close()
-        except InputError as error:
-            raise run.sentence(error) from None
-        folder = new_folder(picture.GRADIO_CACHE)
-        pictures, scores, found, started = {}, {}, {}, time.monotonic()
-        for done, cell in enumerate(cells):
-            yield gr.skip(), status(done, len(cells), time.monotonic() - started), gr.skip(), gr.skip(), gr.skip()
-            numbers = settings | cell.arguments | {"seed": cell.arguments["seed"] if "seed" in (x, y) else asked}
-            with closing(run.draw(
-                models, numbers.pop("model"), picture.GRADIO_CACHE, numbers.pop("prompt"), numbers.pop("seed"), **numbers
-            )) as steps:  # fmt: skip
-                for step in steps:
-                    if step.seed is not None and asked is None and "seed" not in (x, y):
-                        asked = step.seed  # drawn for the first cell, the same for all others
-                    if step.items is None:
-                        yield gr.skip(), gr.skip(), gr.skip(), gr.skip(), gr.skip()  # a place to stop
-            place, first = (cell.column, cell.row), step.items[0]
-            with Image.open(first["path"]) as image:
-                pictures[place] = image.copy()
-            scores[place] = first["score"]
-            found[place] = {"x": across.values[cell.column], "y": below.values[cell.row], "score": first["score"],
-                            "seed": first["seed"], "index": first["index"], "tokens": first["tokens"],
-                            **first["request"]}  # fmt: skip
-            # A folder each: a browser would not load the same address again.
-            (folder / str(done)).mkdir()
-            as_png, as_text = folder / str(done) / "grid.png", folder / str(done) / "grid.json"
-            sheet(across, below, pictures, scores).save(as_png)
-            winner = best(scores)
-            as_text.write_text(json.dumps(
-                {"x": across.name, "y": below.name, "best": winner and list(winner), "cells": list(found.values())},
-                ensure_ascii=False, indent=1,
-            ), encoding="utf-8")  # fmt: skip
-            said = status(done + 1, len(cells), time.monotonic() - started)
-            if done + 1 == len(cells):
-                said = run.said(f"{len(cells)} cells, seed {first['seed'] if 'seed' not in (x, y) else 'varied'}")
-            yield (
-                gr.update(value=str(as_png), visible=True), said, gr.update(visible=True), str(as_png), str(as_text),
+            self.seed = gr.Textbox(
+                label="Seed", placeholder="new each time", elem_id="compare-seed", max_lines=1, min_width=120
+            )
+            self.negative = gr.Textbox(
+                label="Negative prompt", elem_id="compare-negative", max_lines=1, max_length=MAX_PROMPT
+            )
+        with gr.Row():
+            self.go = gr.Button("Compare", variant="primary", elem_id="compare")
+            self.stop = gr.Button("Stop", elem_id="compare-stop", elem_classes="stop", interactive=False)
+        self.status = gr.HTML("", elem_id="compare-status", elem_classes="status")
+        with gr.Column(elem_classes="unused") as self.drawn:
+            self.sheet = gr.Image(
+                label="X/Y grid", show_label=False, interactive=False, format="jpeg", elem_id="compare-grid",
+                buttons=["fullscreen"], alt_text="X/Y grid",
+            )  # fmt: skip
+            with gr.Row():
+                as_picture = gr.Button("Download the grid", elem_id="compare-png")
+                as_json = gr.Button("Download as JSON", elem_id="compare-json")
+        download(as_picture, studio.download_sheet, [self.grid])
+        download(as_json, studio.download_json, [self.grid])
+
+    def _axis(self, side: str, first: str, values: str) -> tuple[gr.Dropdown, gr.Textbox]:
+        names = [name for name in AXES if name != "model" or len(self.studio.holder.choices) > 1]
+        name = f"compare-{side.lower()}"
+        with gr.Column(), gr.Row():
+            return (
+                gr.Dropdown(
+                    [NOTHING, *names], value=first, label=side, elem_id=name, scale=1, min_width=130, filterable=False
+                ),
+                gr.Textbox(
+                    values, label=f"{side} values", elem_id=f"{name}-values", max_lines=1, scale=2, min_width=150,
+                    max_length=MAX_PROMPT,
+                ),
             )  # fmt: skip
 
+    def compare(self, request: gr.Request, prompt, x, x_values, y, y_values, count, seed, negative):
+        limits = self.studio.holder.loaded.limits
+        if "model" in (x, y):
+            limits = replace(limits, codebook_size=ANY_TOP_K)
+        across, below = (
+            parse_axis("" if name == NOTHING else name, values or "", limits) for name, values in ((x, x_values), (y, y_values))
+        )
+        asked = DrawingRequest((prompt or "").strip(), (negative or "").strip(), num_candidates=count, seed=parse_seed(seed))
+        with closing(self.studio.compare(visitor(request), across, below, asked)) as steps:
+            for step in steps:
+                shown = {self.status: line(step)}
+                if step.finished:
+                    shown |= {self.grid: step.grid, self.sheet: step.grid.sheet(), self.drawn: gr.update(elem_classes=[])}
+                yield shown
+
+
+def build(studio: Studio, together: int) -> None:
+    """Adds the tab; a grid is one of the drawings that go on at once."""
+    tab = Compare(studio)
+    starts = [tab.go.click, tab.prompt.submit]
+    stoppable(starts, tab.stop)
     event = gr.on(
-        [go.click, prompt.submit], compare, [prompt, *axes, count, seed, negative], [picture, line, exports, as_picture, as_json],
-        api_name="compare", show_progress="minimal", show_progress_on=line, concurrency_id="sampling",
-        concurrency_limit=together, trigger_mode="once",
+        starts, speaks(tab.compare),
+        [tab.prompt, tab.x, tab.x_values, tab.y, tab.y_values, tab.count, tab.seed, tab.negative],
+        [tab.status, tab.grid, tab.sheet, tab.drawn], api_visibility="private", show_progress="minimal",
+        show_progress_on=tab.status, concurrency_id="sampling", concurrency_limit=together, trigger_mode="once",
     )  # fmt: skip
     for ended in (event.then, event.failure):  # `then` alone does not come after an error
-        ended(run.stopped, line, line, queue=False, show_progress="hidden", api_visibility="private")
-    stop.click(None, cancels=[event], queue=False, api_visibility="private")
+        ended(progress.ended, tab.status, [tab.status, tab.stop], **QUIET)
+    tab.stop.click(None, cancels=[event], queue=False, api_visibility="private")

@@ -2,18 +2,21 @@
 
 import json
 from contextlib import closing
+from dataclasses import dataclass
 
 import gradio as gr
 import numpy as np
-import torch
 from PIL import Image
 
 from dalle_core import InputError
-from demo import history, pool, run, static
-from demo.gpu import on_gpu
-from demo.models import Models
-from demo.pictures import preview_grid
-from demo.tokens import tokens_of, with_grid
+from dalle_core.request import MAX_PROMPT, DrawingRequest
+from dalle_core.studio.pool import to_entry
+from dalle_core.studio.studio import Studio
+from demo import progress, static
+from demo.handlers import QUIET, checked_later, parse_seed, speaks, stoppable
+from demo.pictures import gallery_items, preview_grid
+from demo.public import visitor
+from demo.tabs.tokens import with_grid
 from demo.uploads import picture_input
 
 BRUSHES = {"one cell": 0, "3 x 3 cells": 1, "5 x 5 cells": 2}  # cells on each side of the one that is painted
@@ -22,9 +25,25 @@ MAX_POINTS = 5000  # of one stroke
 HEAD = f"<script>{static.read('paint.js')}</script>"
 
 
-def edge(grid: int, side: str, width: int) -> list[list[bool]]:
-    """Which cells stay [grid][grid]: `width` rows or columns at one side, all round ("border"), or all but those ("middle")."""
-    near = np.arange(grid) < int(width)
+@dataclass(frozen=True)
+class Opened:
+    """The picture that is being completed."""
+
+    tokens: list[list[int]]  # [grid][grid]
+    image: Image.Image  # what they stand for
+    source: str  # of the model whose tokens they are
+
+
+def edge(grid: int, side: str, width) -> list[list[bool]]:
+    """Which cells stay [grid][grid]: `width` rows or columns at one side, all round ("border"), or all but those ("middle").
+
+    Raises InputError when `width` or `side` cannot be.
+    """
+    if side not in EDGES:
+        raise InputError(f"Keep is {str(side)[:40]!r}; it must be one of: {', '.join(EDGES)}.")
+    if type(width) not in (int, float) or not width >= 0:
+        raise InputError(f"Cells from the edge is {str(width)[:40]!r}; it must be a number from 0 to {grid}.")
+    near = np.arange(grid) < width
     rows, columns = np.meshgrid(near, near, indexing="ij")
     border = rows | columns | rows[::-1] | columns[:, ::-1]
     kept = {"top": rows, "left": columns, "bottom": rows[::-1], "right": columns[:, ::-1], "border": border, "middle": ~border}
@@ -42,7 +61,7 @@ def read_stroke(text: str | None) -> list[tuple[float, float]]:
 
 def painted(keep: list[list[bool]], points: list[tuple[float, float]], brush: str) -> list[list[bool]]:
     """`keep` after a stroke: every cell under the brush becomes what the first one was not."""
-    grid, reach = len(keep), BRUSHES[brush]
+    grid, reach = len(keep), BRUSHES.get(brush, 0)
     line = np.array(points)
     # A quick hand leaves gaps between the points: filled by steps of less than a cell.
     steps = np.ceil(np.abs(np.diff(line, axis=0)).max(axis=1, initial=0) * grid * 2).astype(int)
@@ -55,160 +74,191 @@ def painted(keep: list[list[bool]], points: list[tuple[float, float]], brush: st
     return after.tolist()
 
 
-def shown_kept(pipe, tokens: list[list[int]], keep: list[list[bool]]) -> Image.Image:
-    """The picture that the tokens stand for, with its cells; those that will be drawn anew are pale."""
-    image = pipe.decode(torch.tensor(tokens))
+def shown_kept(opened: Opened, keep: list[list[bool]]) -> Image.Image:
+    """The picture with its cells; those that will be drawn anew are pale."""
+    image = opened.image
     mask = Image.fromarray(np.array(keep, dtype=np.uint8) * 255).resize(image.size, Image.Resampling.NEAREST)
     pale = Image.blend(image, Image.new("RGB", image.size, (225, 225, 225)), 0.85)
-    return with_grid(pipe, Image.composite(image, pale, mask), None)
+    return with_grid(Image.composite(image, pale, mask), len(keep), None)
 
 
-def build(models: Models, together: int, save_recipe: gr.Checkbox, tab: gr.Tab):
-    """Fills `tab`; save_recipe: the page's switch. Returns (the component that takes a picture, the prompt, the event
-    handler that opens a picture and its outputs), for other tabs to fill."""
-    pipe = models.pipe
-    tokens, keep = gr.State(None), gr.State(None)  # of the picture, [grid][grid]
-    gr.Markdown(
-        "Keep a part of a picture, and let the model draw the rest for your prompt. Click cells, or paint over them, to release "
-        "or keep them. "
-        "The model draws row by row from the top and never looks below: what is kept lower down does not guide what is "
-        "drawn above it."
-    )
-    with gr.Row():
-        with gr.Column():
-            upload = picture_input("Picture", "complete-picture", 220)
-            side = gr.Radio(EDGES, value="top", label="Keep", elem_id="side")
-            rows = run.bounded(gr.Slider(
-                0, pipe.grid_size, pipe.grid_size // 2, step=1, label="Cells from the edge", elem_id="rows",
-            ))  # fmt: skip
-            brush = gr.Radio(list(BRUSHES), value="one cell", label="The brush", elem_id="brush")
-        with gr.Column():
-            view = gr.Image(
-                label="What is kept: click or paint; pale cells are drawn anew", interactive=False, format="png",
-                elem_id="kept-view", buttons=[], alt_text="The picture and its cells; pale ones are drawn anew",
-            )  # fmt: skip
-    with gr.Row(elem_id="complete-row"):
-        prompt = gr.Textbox(label="Prompt", elem_id="complete-prompt", max_lines=1, max_length=run.MAX_PROMPT, scale=4)
-        count = run.bounded(gr.Slider(1, pipe.max_candidates, 8, step=1, label="Candidates", scale=2))
-        seed = gr.Textbox(
-            label="Seed", placeholder="new each time", max_lines=1, elem_id="complete-seed", scale=1, min_width=120
+def build(studio: Studio, together: int, save_recipe: gr.Checkbox, tab: gr.Tab):
+    """Fills `tab`; save_recipe: the page's switch. Returns (the component that takes a picture, the prompt, the event that
+    opens a picture), for other tabs to fill."""
+    complete = Complete(studio)
+    opening = complete.edit_events(tab, together)
+    complete.draw_events(together, save_recipe)
+    complete.go_on_events(opening)
+    return complete.upload, complete.prompt, opening
+
+
+class Complete:
+    """The tab's components, and what happens on them."""
+
+    def __init__(self, studio: Studio):
+        self.studio = studio
+        loaded = studio.holder.loaded
+        self.opened, self.keep = gr.State(None), gr.State(None)  # an `Opened`; which of its cells stay [grid][grid]
+        self.pictures, self.chosen = gr.State([]), gr.State(None)  # the completions, best first; the one that was clicked
+        gr.Markdown(
+            "Keep a part of a picture, and let the model draw the rest for your prompt. Click cells, or paint over them, to "
+            "release or keep them. The model draws row by row from the top and never looks below: what is kept lower down "
+            "does not guide what is drawn above it."
         )
-    with gr.Row():
-        go = gr.Button("Complete", variant="primary", elem_id="complete")
-        stop = gr.Button("Stop", elem_id="complete-stop")
-    progress = gr.HTML("", elem_id="complete-status", elem_classes="status")
-    previews = gr.HTML("", label="Previews", elem_id="complete-previews")
-    gallery = gr.Gallery(
-        columns=4, format="png", object_fit="contain", show_label=False, label="Completions", height="auto",
-        elem_id="completions", elem_classes="ranked", buttons=["download"], visible=False,
-    )  # fmt: skip
-    again = gr.Button("Go on from the chosen one", elem_id="complete-again", visible=False)
-    paths, chosen = gr.State([]), gr.State(None)  # of the completions on show, best first; of the one that was clicked
-    entry = gr.Textbox(elem_id="completed", elem_classes="offstage", show_label=False)  # for the history, by the page's script
+        with gr.Row():
+            with gr.Column():
+                self.upload = picture_input("Picture", "complete-picture", 220)
+                with gr.Column(elem_classes="unused") as self.tools:
+                    self.side = gr.Radio(EDGES, value="top", label="Keep", elem_id="side")
+                    self.rows = checked_later(gr.Slider(
+                        0, loaded.limits.grid_size, loaded.limits.grid_size // 2, step=1, label="Cells from the edge", elem_id="rows",
+                    ))  # fmt: skip
+                    self.brush = gr.Radio(list(BRUSHES), value="one cell", label="The brush", elem_id="brush")
+            with gr.Column(elem_classes="unused") as self.viewed:
+                self.view = gr.Image(
+                    label="What is kept: click or paint; pale cells are drawn anew", interactive=False, format="png",
+                    elem_id="kept-view", buttons=[], alt_text="The picture and its cells; pale ones are drawn anew",
+                )  # fmt: skip
+        with gr.Row(elem_id="complete-row", elem_classes="unused") as self.asked:
+            self.prompt = gr.Textbox(label="Prompt", elem_id="complete-prompt", max_lines=1, max_length=MAX_PROMPT, scale=4)
+            self.count = checked_later(gr.Slider(
+                1, loaded.limits.max_candidates, min(8, loaded.limits.max_candidates), step=1, label="Candidates", scale=2
+            ))  # fmt: skip
+            self.seed = gr.Textbox(
+                label="Seed", placeholder="new each time", max_lines=1, elem_id="complete-seed", scale=1, min_width=120
+            )
+        with gr.Row(elem_classes="unused") as self.buttons:
+            self.go = gr.Button("Complete", variant="primary", elem_id="complete")
+            self.stop = gr.Button("Stop", elem_id="complete-stop", elem_classes="stop", interactive=False)
+        self.status = gr.HTML("", elem_id="complete-status", elem_classes="status")
+        self.previews = gr.HTML("", label="Previews", elem_id="complete-previews")
+        self.gallery = gr.Gallery(
+            columns=4, format="png", object_fit="contain", show_label=False, label="Completions", height="auto",
+            elem_id="completions", elem_classes="ranked", buttons=["download"], visible=False,
+        )  # fmt: skip
+        with gr.Row(elem_classes="unused") as self.more:
+            self.again = gr.Button("Go on from the chosen one", elem_id="complete-again")
+        self.entry = gr.Textbox(elem_id="completed", elem_classes="offstage", show_label=False)  # for the history
+        self.stroke = gr.Textbox(elem_id="stroke-said", elem_classes="offstage", show_label=False)
+        self.painted = gr.Button(elem_id="painted", elem_classes="offstage")
 
-    @on_gpu(30)
-    def take(path, side, rows):
+    # ------------------------------------------------------------ what is kept
+
+    def take(self, request: gr.Request, path, side, rows):
         """A picture -> its tokens, and the cells that are kept at first."""
-        pipe = models.pipe
-        try:
-            grid = tokens_of(pipe, path)
-        except InputError as error:
-            raise run.sentence(error) from None
-        mask = edge(pipe.grid_size, side, rows)
-        return grid, mask, shown_kept(pipe, grid, mask)
+        source = self.studio.holder.source
+        tokens = self.studio.tokens_of(visitor(request), path)
+        opened = Opened(tokens, self.studio.decode(visitor(request), tokens), source)
+        keep = edge(len(tokens), side, rows)
+        shown = {part: gr.update(elem_classes=[]) for part in self.unused}
+        return {self.opened: opened, self.keep: keep, self.view: shown_kept(opened, keep)} | shown
 
-    opening = dict(fn=take, inputs=[upload, side, rows], outputs=[tokens, keep, view], api_visibility="private")
-    upload.input(**opening)
+    def keep_edge(self, opened, side, rows):
+        if opened is None:
+            return gr.skip()
+        keep = edge(len(opened.tokens), side, rows)
+        return {self.keep: keep, self.view: shown_kept(opened, keep)}
 
-    @on_gpu(30)
-    def keep_edge(tokens, side, rows):
-        mask = edge(models.pipe.grid_size, side, rows)
-        return mask, shown_kept(models.pipe, tokens, mask) if tokens else None
-
-    gr.on(
-        [rows.change, side.change], keep_edge, [tokens, side, rows], [keep, view], show_progress="hidden",
-        trigger_mode="always_last", api_visibility="private",
-    )  # fmt: skip
-
-    @on_gpu(30)
-    def paint(stroke, tokens, keep, brush):
+    def paint(self, stroke, opened, keep, brush):
         points = read_stroke(stroke)
-        if not tokens or not points:
-            return gr.skip(), gr.skip()
-        mask = painted(keep, points, brush)
-        return mask, shown_kept(models.pipe, tokens, mask)
+        if opened is None or not points:
+            return gr.skip()
+        keep = painted(keep, points, brush)
+        return {self.keep: keep, self.view: shown_kept(opened, keep)}
 
-    stroke = gr.Textbox(elem_id="stroke-said", elem_classes="offstage", show_label=False)
-    gr.Button(elem_id="painted", elem_classes="offstage").click(
-        paint, [stroke, tokens, keep, brush], [keep, view], show_progress="hidden", api_visibility="private",
-        js="(stroke, ...values) => [dallePaint.stroke(), ...values]",
-    )  # fmt: skip
+    @property
+    def unused(self) -> list:
+        """What waits for a picture."""
+        return [self.tools, self.viewed, self.asked, self.buttons]
 
-    @on_gpu(60)
-    def complete(tokens, keep, prompt, count, seed, save_recipe=True):
-        """Streams completions: tokens [grid][grid] of a picture, keep [grid][grid] which of them stay."""
-        pipe = models.pipe
-        try:
-            if not tokens:
+    def edit_events(self, tab: gr.Tab, together: int) -> dict:
+        """Returns the event that opens a picture."""
+        opening = dict(
+            fn=speaks(self.take), inputs=[self.upload, self.side, self.rows],
+            outputs=[self.opened, self.keep, self.view, *self.unused], api_visibility="private", concurrency_limit=together,
+        )  # fmt: skip
+        self.upload.input(**opening)
+        gr.on(
+            [self.rows.change, self.side.change], speaks(self.keep_edge), [self.opened, self.side, self.rows],
+            [self.keep, self.view], show_progress="hidden", trigger_mode="always_last", api_visibility="private",
+        )  # fmt: skip
+        self.painted.click(
+            speaks(self.paint), [self.stroke, self.opened, self.keep, self.brush], [self.keep, self.view],
+            show_progress="hidden", api_visibility="private",
+            js="(stroke, ...values) => [dallePaint.stroke(), ...values]",
+        )  # fmt: skip
+        built_with = self.studio.holder.loaded
+
+        def fitted(*values):
+            """The sliders' ends as the model needs them that was chosen since."""
+            loaded = self.studio.holder.loaded
+            if loaded is built_with:
+                return gr.skip()
+            ends = loaded.limits.grid_size, loaded.limits.max_candidates
+            return [gr.update(maximum=end, value=min(value, end)) for value, end in zip(values, ends)]
+
+        tab.select(speaks(fitted), [self.rows, self.count], [self.rows, self.count], **QUIET)
+        return opening
+
+    # ------------------------------------------------------------ drawing
+
+    def draw(self, request: gr.Request, opened, keep, prompt, count, seed, save_recipe):
+        if opened is None:
+            raise InputError("Choose a picture first.")
+        if opened.source != self.studio.holder.source:
+            raise InputError("Another model has been chosen since, which has other tokens: hand in the picture again.")
+        if all(map(all, keep)):
+            raise InputError("Every cell is kept, so there is nothing to draw: release some.")
+        asked = DrawingRequest(
+            (prompt or "").strip(), num_candidates=count, seed=parse_seed(seed), image_tokens=opened.tokens, keep=keep
+        )
+        steps = self.studio.draw(
+            visitor(request), asked, preview_every=self.studio.holder.loaded.preview_every, save_recipe=bool(save_recipe)
+        )
+        with closing(steps):
+            for step in steps:
+                shown = {self.status: progress.of(step) + progress.cut(step)}
+                if step.previews is not None:
+                    shown |= {
+                        self.previews: preview_grid(step.previews), self.gallery: gr.update(visible=False),
+                        self.more: gr.update(elem_classes="unused"),
+                    }  # fmt: skip
+                if step.pictures is None:
+                    yield shown
+        yield shown | {
+            self.gallery: gr.update(value=gallery_items(step.pictures), visible=True), self.previews: "",
+            self.pictures: step.pictures, self.chosen: step.pictures[0], self.more: gr.update(elem_classes=[]),
+            self.entry: to_entry(step.pictures),
+        }  # fmt: skip
+
+    def draw_events(self, together: int, save_recipe: gr.Checkbox) -> None:
+        starts = [self.go.click, self.prompt.submit]
+        stoppable(starts, self.stop)
+        event = gr.on(
+            starts, speaks(self.draw), [self.opened, self.keep, self.prompt, self.count, self.seed, save_recipe],
+            [self.gallery, self.status, self.previews, self.pictures, self.chosen, self.more, self.entry],
+            api_visibility="private", show_progress="minimal", show_progress_on=self.status, concurrency_id="sampling",
+            concurrency_limit=together, trigger_mode="once",
+        )  # fmt: skip
+        for ended in (event.then, event.failure):  # `then` alone does not come after an error
+            ended(progress.ended, self.status, [self.status, self.stop], **QUIET)
+        self.stop.click(None, cancels=[event], queue=False, api_visibility="private")
+        self.entry.change(None, self.entry, None, js="(text) => { dalleHistory.save(text); }", api_visibility="private")
+
+    def go_on_events(self, opening: dict) -> None:
+        """A completion is taken as the next picture."""
+
+        def choose(event: gr.SelectData, pictures):
+            if type(event.index) is not int or not 0 <= event.index < len(pictures):
+                return gr.skip()
+            return pictures[event.index]
+
+        def hand_on(chosen):
+            if chosen is None:
                 raise InputError("Choose a picture first.")
-            if all(map(all, keep)):
-                raise InputError("Every cell is kept, so there is nothing to draw: release some.")
-            asked = run.parse_seed(seed, keep=True)
-        except InputError as error:
-            raise run.sentence(error) from None
-        with closing(run.draw(
-            models, models.source, gallery.GRADIO_CACHE, prompt, asked, save_recipe, num_candidates=count,
-            image_tokens=torch.tensor(tokens), keep=torch.tensor(keep), preview_every=run.preview_every(pipe),
-        )) as steps:  # fmt: skip
-            hidden = gr.update(visible=False)
-            for update in steps:
-                unfinished = gr.skip() if update.previews is None else preview_grid(update.previews)
-                shown = gr.skip() if update.previews is None else hidden
-                if update.items is None:
-                    yield shown, update.line + update.cut, unfinished, gr.skip(), gr.skip(), hidden, gr.skip()
-        items = pool.ranked([item | {"tokens": history.pack(item["tokens"])} for item in update.items])
-        shown = gr.update(value=pool.gallery_items(items, pool.RANKED), visible=True)
-        names = [item["path"] for item in items]
-        yield shown, update.line + update.cut, "", names, names[0], gr.update(visible=True), history.to_entry(items)
+            return chosen.path
 
-    @on_gpu(60)
-    def complete_picture(picture, rows, prompt, count, seed):
-        """Keeps the rows of tokens at the top of a picture and draws the rest for a prompt: candidates, best first."""
-        grid, mask, _ = take(picture, "top", rows)
-        for pictures, line, *_ in complete(grid, mask, prompt, count, seed):
-            yield pictures, line
-
-    event = gr.on(
-        [go.click, prompt.submit], complete, [tokens, keep, prompt, count, seed, save_recipe],
-        [gallery, progress, previews, paths, chosen, again, entry],
-        api_name="complete_cells", api_visibility="private", show_progress="minimal", show_progress_on=progress,
-        concurrency_id="sampling", concurrency_limit=together, trigger_mode="once",
-    )  # fmt: skip
-    # For programs, which hold no state: the same from a picture.
-    gr.Button(visible=False).click(
-        complete_picture, [upload, rows, prompt, count, seed], [gallery, progress], api_name="complete",
-        concurrency_id="sampling", concurrency_limit=together,
-    )  # fmt: skip
-    for ended in (event.then, event.failure):  # `then` alone does not come after an error
-        ended(run.stopped, progress, progress, queue=False, show_progress="hidden", api_visibility="private")
-    stop.click(None, cancels=[event], queue=False, api_visibility="private")
-    entry.change(None, entry, None, js="(text) => { dalleHistory.save(text); }", api_visibility="private")
-    built_with = models.source
-
-    def fitted(rows, count):
-        """The sliders' ends as the model needs them that was chosen since."""
-        if models.source == built_with or models.pipe is None:
-            return gr.skip(), gr.skip()
-        ends = models.pipe.grid_size, models.pipe.max_candidates
-        return [gr.update(maximum=end, value=min(value, end)) for value, end in zip((rows, count), ends)]
-
-    tab.select(
-        fitted, [rows, count], [rows, count], queue=False, show_progress="hidden", api_visibility="private"
-    )  # fmt: skip
-
-    def choose(paths, event: gr.SelectData):
-        return paths[event.index] if event.index < len(paths) else gr.skip()
-
-    gallery.select(choose, paths, chosen, queue=False, show_progress="hidden", api_visibility="private")
-    again.click(lambda path: path, chosen, upload, show_progress="hidden", api_visibility="private").then(**opening)
-    return upload, prompt, opening
+        self.gallery.select(speaks(choose), self.pictures, self.chosen, **QUIET)
+        self.again.click(
+            speaks(hand_on), self.chosen, self.upload, show_progress="hidden", api_visibility="private"
+        ).then(**opening)  # fmt: skip

@@ -1,25 +1,36 @@
 """The Augment tab: many pictures of many prompts, as a data set to train on."""
 
-import logging
 import secrets
 import time
 from collections import deque
 from contextlib import closing
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import gradio as gr
 
-from dalle_core import InputError, ModelError
-from dalle_core.augment import Progress, Row, archive, augment, cut_prompts, read_prompts, rows_of
-from demo import run
-from demo.gpu import on_gpu
-from demo.models import Models
-from demo.pictures import new_folder
+from dalle_core import InputError
+from dalle_core.augment import Kept, Progress, Row, read_prompts, rows_of
+from dalle_core.studio.studio import UPDATE_EVERY, Studio
+from demo import progress
+from demo.downloads import download
+from demo.handlers import QUIET, checked_later, parse_seed, speaks, stoppable
+from demo.public import visitor
+from demo.uploads import file_input
 
 MAX_PROMPTS, MAX_PICTURES = 200, 1000  # in one go; the command has no such bounds
 MAX_TEXT = 500_000  # characters of the box of prompts
 LATEST = 24  # pictures on show
 COMMAND = "python -m dalle_core augment prompts.csv pictures"
-log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """The data set of the last run."""
+
+    out: Path
+    seed: int
+    finished: bool = False
 
 
 def asked_for(text: str | None, file: str | None, count: int) -> list[Row]:
@@ -48,15 +59,12 @@ def parse_threshold(text: str | None) -> float | None:
         raise InputError(f"The least CLIP score {text[:40]!r} is not a number: write one from -1 to 1, or nothing.") from None
 
 
-def status(progress: Progress, elapsed: float) -> str:
-    """The progress line: pictures drawn, kept and rejected, and the time that is left at the pace so far."""
-    share = (progress.drawn + progress.part) / progress.total
+def status(drawn: Progress, elapsed: float) -> str:
+    """Pictures drawn, kept and rejected, and the time that is left at the pace so far."""
+    share = (drawn.drawn + drawn.part) / drawn.total
     left = f"{_time(elapsed / share - elapsed)} left" if share else ""
-    return (
-        f'<div class="line" role="status"><span><b>Drawing</b> picture {min(progress.drawn + 1, progress.total)} of '
-        f"{progress.total}: {_counts(progress)}</span><span>{left}</span></div>"
-        f'<div class="bar"><div style="width:{100 * share:.1f}%"></div></div>'
-    )
+    number = min(drawn.drawn + 1, drawn.total)
+    return progress.line("Drawing", f" picture {number} of {drawn.total}: {_counts(drawn)}", left, share)
 
 
 def cut_notice(cut: int, count: int) -> str:
@@ -65,119 +73,123 @@ def cut_notice(cut: int, count: int) -> str:
     return f'<div class="notice">{cut} of {count} prompts are longer than the model reads: their ends play no part.</div>'
 
 
-def _counts(progress: Progress) -> str:
-    return f"{progress.kept} kept, {progress.drawn - progress.kept} rejected"
+def caption(kept: Kept) -> str:
+    return kept.text if kept.score is None else f"{kept.score:.3f} · {kept.text[:60]}"
+
+
+def _counts(drawn: Progress) -> str:
+    return f"{drawn.kept} kept, {drawn.drawn - drawn.kept} rejected"
 
 
 def _time(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"
 
 
-def build(models: Models, together: int) -> None:
-    """Adds the tab; its runs are among those that draw at once."""
-    unpacked = gr.State(None)  # (data set, zip that is still to be made of it) while a run goes on
-    gr.Markdown(
-        "Many pictures of many prompts, as a data set to train on: PNG files and a “metadata.jsonl” with a caption for each "
-        "(the “imagefolder” convention), in one zip. Pictures that CLIP finds fit badly can be left out. The model is the "
-        "one of the Create tab, with its own settings. A CSV needs a column “prompt” and may have a “count”; a TXT holds a "
-        "prompt a line."
-    )
-    with gr.Row():
-        with gr.Column():
-            prompts = gr.Textbox(
-                label="Prompts, one a line", lines=13, max_lines=13, elem_id="augment-prompts", max_length=MAX_TEXT,
-                placeholder="\n".join(models.pipe.examples[:5]),
-            )  # fmt: skip
-        with gr.Column():
-            file = gr.File(
-                label="And those of a CSV or TXT", file_types=[".csv", ".txt"], type="filepath", height=165,
-                elem_id="augment-file",
-            )  # fmt: skip
-            count = run.bounded(
-                gr.Slider(1, 100, 4, step=1, label="Pictures of each prompt", elem_id="augment-count")
-            )
-            with gr.Row():
-                threshold = gr.Textbox(  # an empty gr.Number sends 0
-                    label="Least CLIP score", placeholder="keep all", info="from -1 to 1", max_lines=1,
-                    elem_id="augment-threshold", min_width=130,
-                )  # fmt: skip
-                seed = gr.Textbox(
-                    label="Seed", placeholder="new each time", info="of the whole set", max_lines=1,
-                    elem_id="augment-seed", min_width=130,
-                )  # fmt: skip
-    with gr.Row():
-        go = gr.Button("Draw the data set", variant="primary", elem_id="augment", scale=3, min_width=160)
-        stop = gr.Button("Stop", elem_id="augment-stop", scale=1, min_width=90)
-    line = gr.HTML("", elem_id="augment-status", elem_classes="status")
-    download = gr.DownloadButton("Download the data set (zip)", elem_id="augment-download", visible=False)
-    latest = gr.Gallery(
-        columns=8, format="png", object_fit="contain", show_label=False, label="The latest pictures", height="auto",
-        elem_id="augmented", elem_classes="notranslate", allow_preview=False, buttons=[], visible=False,
-    )  # fmt: skip
+class Augment:
+    """The tab's components, and what happens on them."""
 
-    @on_gpu(120)
-    def draw(prompts, file, count, threshold, seed):
-        """Streams a data set: prompts, one a line, and those of a CSV or TXT file; pictures of each; the least CLIP score
-        of a picture that is kept (empty: any); the base seed (empty: a new one). Outputs: gallery, status, zip."""
-        started = shown_at = time.monotonic()
-        try:
-            rows = asked_for(prompts, file, count)
-            least = parse_threshold(threshold)
-            asked = run.parse_seed(seed, keep=True)
-            asked = secrets.randbelow(2**32) if asked is None else asked
-            folder = new_folder(download.GRADIO_CACHE)
-            out, target = folder / "pictures", folder / f"augmented_seed{asked}.zip"
-            shown = deque(maxlen=LATEST)
-            with models.drawing(models.source) as pipe:
-                with closing(augment(pipe, rows, out, asked, least)) as steps:
-                    notice, progress = cut_notice(cut_prompts(pipe, rows), len(rows)), next(steps)
-                    yield (
-                        gr.update(value=[], visible=False), status(progress, 0) + notice, gr.update(visible=False),
-                        (str(out), str(target)),
+    def __init__(self, studio: Studio):
+        self.studio, self.data_set = studio, gr.State(None)
+        gr.Markdown(
+            "Many pictures of many prompts, as a data set to train on: PNG files and a “metadata.jsonl” with a caption for each "
+            "(the “imagefolder” convention), in one zip. Pictures that CLIP finds fit badly can be left out. The model is the "
+            "one of the Create tab, with its own settings. A CSV needs a column “prompt” and may have a “count”; a TXT holds a "
+            "prompt a line."
+        )
+        with gr.Row():
+            with gr.Column():
+                self.prompts = gr.Textbox(
+                    label="Prompts, one a line", lines=13, max_lines=13, elem_id="augment-prompts", max_length=MAX_TEXT,
+                    placeholder="\n".join(studio.holder.loaded.examples[:5]),
+                )  # fmt: skip
+            with gr.Column():
+                self.file = file_input("And those of a CSV or TXT", "augment-file", [".csv", ".txt"], 165)
+                self.count = checked_later(
+                    gr.Slider(1, 100, 4, step=1, label="Pictures of each prompt", elem_id="augment-count")
+                )
+                with gr.Row():
+                    self.threshold = gr.Textbox(  # an empty gr.Number sends 0
+                        label="Least CLIP score", placeholder="keep all", info="from -1 to 1", max_lines=1,
+                        elem_id="augment-threshold", min_width=130,
                     )  # fmt: skip
-                    for progress in steps:
-                        shown.extendleft((str(kept.path), caption(kept)) for kept in reversed(progress.new))
-                        now = time.monotonic()
-                        if progress.new or now - shown_at > run.UPDATE_EVERY:
-                            shown_at = now
-                            pictures = gr.update(value=list(shown), visible=True) if progress.new else gr.skip()
-                            yield pictures, status(progress, now - started) + notice, gr.skip(), gr.skip()
-            zipped = archive(out, target) and str(target)
-        except (InputError, ModelError, OSError) as error:
-            reason = error.__cause__ or error
-            if not isinstance(reason, OSError):
-                raise run.sentence(error) from None
-            log.exception("augmenting failed")  # not the core's sentence: it names a folder of the server
-            said = f"The server could not save the pictures: {reason.strerror or reason}. What was kept until then is in the zip."
-            raise gr.Error(said, print_exception=False) from None
-        except Exception:  # whatever it is: a sentence for the person, the traceback for the log
-            log.exception("augmenting failed")
-            raise gr.Error("Drawing failed. The server's log says why; try again.", print_exception=False) from None
-        hint = "" if zipped else ": no score reached the threshold, so lower it"
-        text = f"{progress.drawn} pictures drawn, {_counts(progress)}, seed {asked}{hint}"
-        yield gr.skip(), run.said(text) + notice, gr.update(value=zipped or None, visible=bool(zipped)), None
+                    self.seed = gr.Textbox(
+                        label="Seed", placeholder="new each time", info="of the whole set", max_lines=1,
+                        elem_id="augment-seed", min_width=130,
+                    )  # fmt: skip
+        with gr.Row():
+            self.go = gr.Button("Draw the data set", variant="primary", elem_id="augment", scale=3, min_width=160)
+            self.stop = gr.Button(
+                "Stop", elem_id="augment-stop", elem_classes="stop", interactive=False, scale=1, min_width=90
+            )
+        self.status = gr.HTML("", elem_id="augment-status", elem_classes="status")
+        with gr.Row(elem_classes="unused") as self.exports:
+            zipped = gr.Button("Download the data set (zip)", elem_id="augment-download")
+        self.latest = gr.Gallery(
+            columns=8, format="png", object_fit="contain", show_label=False, label="The latest pictures", height="auto",
+            elem_id="augmented", elem_classes="notranslate", allow_preview=False, buttons=[], visible=False,
+        )  # fmt: skip
+        download(zipped, self.zip, [self.data_set])
 
-    def caption(kept) -> str:
-        return kept.text if kept.score is None else f"{kept.score:.3f} · {kept.text[:60]}"
+    @property
+    def outputs(self) -> list:
+        return [self.latest, self.status, self.exports, self.data_set]
 
-    def pack(unpacked):
-        """After a run that was stopped or that failed: the zip of what was kept until then."""
-        if not unpacked:
-            return gr.skip(), gr.skip(), gr.skip()
-        out, target = unpacked
-        try:
-            number = archive(out, target)
-        except OSError as error:
-            raise gr.Error(f"The zip could not be written: {error.strerror or error}.", print_exception=False) from None
-        said = f"Stopped. {number} pictures were kept until then." if number else "Stopped before a picture was kept."
-        return run.said(said), gr.update(value=target if number else None, visible=number > 0), None
+    def draw(self, request: gr.Request, prompts, file, count, threshold, seed):
+        """The rows of the box and of the file, drawn and kept where they fit."""
+        started = shown_at = time.monotonic()
+        rows = asked_for(prompts, file and self.studio.file(file), count)
+        least, asked = parse_threshold(threshold), parse_seed(seed)
+        asked = secrets.randbelow(2**32) if asked is None else asked
+        notice = cut_notice(self.studio.cut_prompts(rows), len(rows))
+        latest = deque(maxlen=LATEST)
+        with closing(self.studio.augment(visitor(request), rows, asked, least)) as steps:
+            drawn, out = next(steps)
+            data_set = DataSet(out, asked)
+            yield {
+                self.latest: gr.update(value=[], visible=False), self.status: status(drawn, 0) + notice,
+                self.exports: gr.update(elem_classes="unused"), self.data_set: data_set,
+            }  # fmt: skip
+            for drawn, _ in steps:
+                latest.extendleft((str(kept.path), caption(kept)) for kept in reversed(drawn.new))
+                now = time.monotonic()
+                if drawn.new or now - shown_at > UPDATE_EVERY:
+                    shown_at = now
+                    pictures = gr.update(value=list(latest), visible=True) if drawn.new else gr.skip()
+                    yield {self.latest: pictures, self.status: status(drawn, now - started) + notice}
+        hint = "" if drawn.kept else ": no score reached the threshold, so lower it"
+        line = progress.line(f"{drawn.drawn} pictures drawn, {_counts(drawn)}, seed {asked}{hint}")
+        yield {
+            self.status: line + notice, self.exports: gr.update(elem_classes=[] if drawn.kept else "unused"),
+            self.data_set: replace(data_set, finished=True),
+        }  # fmt: skip
 
-    inputs, outputs = [prompts, file, count, threshold, seed], [latest, line, download, unpacked]
-    event = go.click(
-        draw, inputs, outputs, api_visibility="private", show_progress="minimal", show_progress_on=line,
-        concurrency_id="sampling", concurrency_limit=together, trigger_mode="once",
+    def end(self, data_set):
+        """After a run, whatever ended it: what was kept until then can be downloaded."""
+        if data_set is None or data_set.finished:
+            return {self.stop: gr.update(interactive=False)}
+        kept = self.studio.kept(data_set.out)
+        said = f"Stopped. {kept} pictures were kept until then." if kept else "Stopped before a picture was kept."
+        return {
+            self.status: progress.line(said), self.exports: gr.update(elem_classes=[] if kept else "unused"),
+            self.data_set: replace(data_set, finished=True), self.stop: gr.update(interactive=False),
+        }  # fmt: skip
+
+    def zip(self, visitor: str, data_set) -> Path:
+        if data_set is None:
+            raise InputError("Draw something first.")
+        path, _ = self.studio.zip_data_set(data_set.out, data_set.seed)
+        return path
+
+
+def build(studio: Studio, together: int) -> None:
+    """Adds the tab; its runs are among those that draw at once."""
+    tab = Augment(studio)
+    stoppable([tab.go.click], tab.stop)
+    event = tab.go.click(
+        speaks(tab.draw), [tab.prompts, tab.file, tab.count, tab.threshold, tab.seed], tab.outputs, api_visibility="private",
+        show_progress="minimal", show_progress_on=tab.status, concurrency_id="sampling", concurrency_limit=together,
+        trigger_mode="once",
     )  # fmt: skip
-    run.endpoint(draw, inputs, outputs, "augment", concurrency_id="sampling", concurrency_limit=together)
     for ended in (event.then, event.failure):  # `then` alone does not come after an error
-        ended(pack, unpacked, [line, download, unpacked], queue=False, show_progress="hidden", api_visibility="private")
-    stop.click(None, cancels=[event], queue=False, api_visibility="private")
+        ended(speaks(tab.end), tab.data_set, [tab.status, tab.exports, tab.data_set, tab.stop], **QUIET)
+    tab.stop.click(None, cancels=[event], queue=False, api_visibility="private")

@@ -5,36 +5,38 @@ import re
 from pathlib import Path
 
 import gradio as gr
-import torch
 
 from dalle_core.catalogue import EMBEDDED
-from demo.models import Models
-from demo.models import facts as model_facts
+from dalle_core.studio.holder import Loaded
+from dalle_core.studio.studio import Studio
+from demo.handlers import speaks
+from demo.models import facts
+
+
+def folder(source: str) -> Path:
+    return EMBEDDED if source == "emoji" else Path(source)
 
 
 def card(source: str) -> str:
     """The model card in the model's folder, without its front matter; empty when there is none."""
-    path = (EMBEDDED if source == "emoji" else Path(source)) / "README.md"
     try:
-        text = path.read_text(encoding="utf-8")
+        text = (folder(source) / "README.md").read_text(encoding="utf-8")
     except OSError:
         return ""
     return re.sub(r"\A---\n.*?\n---\n", "", text, flags=re.DOTALL)
 
 
-def sizes(pipe) -> str:
-    """The parts of a pipeline as a table of HTML: class, parameters, dtype."""
+def sizes(loaded: Loaded) -> str:
+    """The parts of a model as a table of HTML: class, parameters, dtype."""
     rows = ""
-    for name, part in pipe.components.items():
-        if isinstance(part, torch.nn.Module):
-            count = sum(value.numel() for value in part.state_dict().values())
-            cells = (name, type(part).__name__, f"{count:,}", str(part.dtype).removeprefix("torch."))
-            rows += '<tr translate="no">' + "".join(f"<td>{html.escape(cell)}</td>" for cell in cells) + "</tr>"
+    for name, kind, count, dtype in loaded.parts:
+        cells = "".join(f"<td>{html.escape(cell)}</td>" for cell in (name, kind, f"{count:,}", dtype))
+        rows += f'<tr translate="no">{cells}</tr>'
     return f"<table><tr><th>part</th><th>class</th><th>numbers</th><th>dtype</th></tr>{rows}</table>"
 
 
-def build(models: Models, tab: gr.Tab) -> None:
-    facts = gr.HTML("", elem_id="model-facts")
+def build(studio: Studio, tab: gr.Tab) -> None:
+    about = gr.HTML("", elem_id="model-facts")
     parts = gr.HTML("", elem_id="model-parts", elem_classes="figures")
     text = gr.Markdown("", elem_id="model-card", elem_classes="notranslate")
     drawn = gr.Image(
@@ -44,13 +46,12 @@ def build(models: Models, tab: gr.Tab) -> None:
     )  # fmt: skip
 
     def show():
-        source, pipe = models.source, models.pipe
-        folder = EMBEDDED if source == "emoji" else Path(source)
-        picture = folder / "evaluation.png"
+        loaded = studio.holder.loaded
+        picture = folder(loaded.source) / "evaluation.png"
         found = picture.is_file()
-        return (
-            model_facts(source, pipe), sizes(pipe) if pipe else "", card(source),
-            gr.update(value=str(picture) if found else None, visible=found),
-        )  # fmt: skip
+        return {
+            about: facts(loaded), parts: sizes(loaded), text: card(loaded.source),
+            drawn: gr.update(value=str(picture) if found else None, visible=found),
+        }  # fmt: skip
 
-    tab.select(show, None, [facts, parts, text, drawn], api_visibility="private", show_progress="hidden")
+    tab.select(speaks(show), None, [about, parts, text, drawn], api_visibility="private", show_progress="hidden")
