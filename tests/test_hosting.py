@@ -1,6 +1,5 @@
-"""What a public host gets: a Space's files, a page with bounds, endpoints for programs."""
+"""What a public host gets: a Space's files, a page with bounds."""
 
-import base64
 import inspect
 import json
 import pickle
@@ -14,12 +13,11 @@ import huggingface_hub
 import pytest
 import yaml
 from gradio.routes import App
-from gradio_client import Client, handle_file
-from gradio_client.exceptions import AppError
-from PIL import Image, PngImagePlugin
+from gradio_client import Client
+from PIL import Image
 from starlette.testclient import TestClient
 
-from demo import Models, about, create_demo, launch_options, pictures, public, run, space, tokens
+from demo import Models, about, create_demo, launch_options, public, space
 from demo.gpu import on_gpu
 
 
@@ -268,57 +266,6 @@ def client(tiny_pipeline, tmp_path_factory):
     patch.undo()
 
 
-def test_the_endpoints_have_plain_names(client):
-    named = client.view_api(return_format="dict", print_info=False)["named_endpoints"]
-    assert set(named) == {"/generate", "/complete", "/reconstruct", "/recognise", "/compare", "/augment"}
-
-
-def mcp(client, method, **parameters):
-    """What a program that speaks MCP gets, over HTTP."""
-    answer = httpx.post(
-        f"{client.src_prefixed}mcp/", headers={"Accept": "application/json, text/event-stream"}, timeout=60,
-        json={"jsonrpc": "2.0", "id": 1, "method": method, "params": parameters},
-    )  # fmt: skip
-    answer.raise_for_status()
-    [message] = [json.loads(line[5:]) for line in answer.text.splitlines() if line.startswith("data: {")]
-    return message["result"]
-
-
-def test_the_endpoints_are_mcp_tools_under_the_same_names(client):
-    tools = {tool["name"]: tool for tool in mcp(client, "tools/list")["tools"]}
-    assert set(tools) == {"generate", "complete", "reconstruct", "recognise", "compare", "augment"}
-    assert all(tool["description"] for tool in tools.values())
-    assert {"prompt", "seed"} <= set(tools["generate"]["inputSchema"]["properties"])
-
-
-def test_a_picture_is_recognised_over_mcp(client, tiny_pipeline, tmp_path):
-    tiny_pipeline("a red fox", num_candidates=1, seed=1).candidates[0].image.save(tmp_path / "fox.png")
-    url = "data:image/png;base64," + base64.b64encode((tmp_path / "fox.png").read_bytes()).decode()
-    answer = mcp(client, "tools/call", name="recognise", arguments={"path": url, "labels": "a fox\ntwo apples"})
-    assert not answer.get("isError") and "two apples" in answer["content"][0]["text"]
-
-
-def test_an_endpoint_for_programs_has_no_state():
-    with gr.Blocks() as demo:
-        text, state, count, line = gr.Textbox(), gr.State(3), gr.Number(), gr.HTML()
-
-        def once(text, state, count=2):
-            """Says it."""
-            return "secret", text * count, state
-
-        def often(text, state, count=2):
-            yield from [once(text, state, count)] * 2
-
-        for handler in (once, often):
-            run.endpoint(handler, [text, state, count], [state, text, line], handler.__name__, queue=False)
-    one, several = demo.fns.values()
-    for event in (one, several):
-        assert event.inputs == [text, count] and event.outputs == [text, line] and event.queue is False
-        assert list(inspect.signature(event.fn).parameters) == ["text", "count"] and event.api_visibility == "public"
-    assert one.fn("ab", 2) == ["abab", None] and one.fn.__doc__ == "Says it."
-    assert list(several.fn("a", 3)) == [["aaa", None]] * 2 and several.types_generator
-
-
 def joined(client, session, button, **values):
     """The last message of the event that a visitor's session starts with a button; values by the elem_id of the inputs."""
     components = {component["id"]: component["props"] for component in client.config["components"]}
@@ -339,66 +286,3 @@ def test_a_session_s_pool_is_its_own(client):
     other = joined(client, "second", "more")  # there is no such button before something is drawn
     assert not other["success"] and other["output"]["error"] == "Draw something first."
     assert joined(client, "first", "more")["success"]
-
-
-def test_a_program_cannot_name_a_file_of_the_server(client, tmp_path):
-    Image.new("RGB", (64, 64)).save(tmp_path / "secret.png")
-    for path in (str(tmp_path / "secret.png"), "/etc/passwd", "app.py"):
-        file = {"path": path, "meta": {"_type": "gradio.FileData"}}
-        answer = httpx.post(f"{client.src_prefixed}call/recognise", json={"data": [file, "a fox"]})
-        event = answer.raise_for_status().json()["event_id"]
-        text = httpx.get(f"{client.src_prefixed}call/recognise/{event}", timeout=60).text
-        assert "event: error" in text and "event: complete" not in text, path
-
-
-def test_complete_keeps_the_rows_at_the_top(client, tiny_pipeline, tmp_path):
-    picture = tiny_pipeline("a red fox", num_candidates=1, seed=1).candidates[0].image
-    picture.save(tmp_path / "fox.png")
-    gallery, line = client.predict(
-        handle_file(tmp_path / "fox.png"), rows=2, prompt="two apples", count=3, seed="5", api_name="/complete"
-    )
-    kept = tiny_pipeline.encode(picture)[:2]
-    assert len(gallery["value"]) == 3 and "seed 5" in line
-    for item in gallery["value"]:
-        recipe = json.loads(Image.open(item["image"]).text["dalle"])
-        assert recipe["tokens"][:2] == kept.tolist()
-
-
-def test_a_saved_picture_is_completed_from_its_own_tokens_until_it_is_changed(client, tiny_pipeline, tmp_path):
-    generation = tiny_pipeline("a red fox", num_candidates=1, seed=1)
-    paths = pictures.save_all(generation, "tiny", str(tmp_path))
-    own = generation.candidates[0].tokens
-    assert tokens.tokens_of(tiny_pipeline, str(paths[0])) == own.tolist()
-    with Image.open(paths[0]) as image:
-        changed, info = image.copy(), PngImagePlugin.PngInfo()
-        info.add_text("dalle", image.text["dalle"])
-    changed.paste("white", (0, 0, 200, 200))
-    changed.save(tmp_path / "changed.png", pnginfo=info)
-    seen = tiny_pipeline.encode(changed)
-    assert tokens.tokens_of(tiny_pipeline, str(tmp_path / "changed.png")) == seen.tolist() != own.tolist()
-    for path, kept in ((paths[0], own), (tmp_path / "changed.png", seen)):
-        gallery, _ = client.predict(handle_file(path), rows=3, prompt="two apples", count=1, seed="5", api_name="/complete")
-        recipe = json.loads(Image.open(gallery["value"][0]["image"]).text["dalle"])
-        assert recipe["tokens"][:3] == kept[:3].tolist()
-
-
-def test_reconstruct_shows_what_the_tokenizer_makes_of_a_picture(client, tiny_pipeline, tmp_path):
-    Image.effect_noise((64, 64), 80).convert("RGB").save(tmp_path / "noise.png")
-    shown, (original, decoded), _, table, *_ = client.predict(handle_file(tmp_path / "noise.png"), api_name="/reconstruct")
-    expected = tiny_pipeline.decode(tiny_pipeline.encode(Image.open(tmp_path / "noise.png")))
-    assert Image.open(decoded).convert("RGB").tobytes() == pictures.enlarge(expected).tobytes()
-    assert Image.open(original).size == Image.open(shown).size == (384, 384)
-    assert "4 x 4 tokens of 64 codes" in table and "dB" in table
-
-
-def test_recognise_ranks_the_labels(client, tiny_pipeline, tmp_path):
-    tiny_pipeline("a red fox", num_candidates=1, seed=1).candidates[0].image.save(tmp_path / "fox.png")
-    table = client.predict(handle_file(tmp_path / "fox.png"), labels="a fox\ntwo apples", api_name="/recognise")
-    assert "a fox" in table and "two apples" in table
-
-
-def test_a_bad_picture_is_a_sentence(client, tmp_path):
-    (tmp_path / "no.png").write_text("this is text", encoding="utf-8")
-    for name, arguments in (("/complete", dict(rows=2, prompt="a", count=1, seed="")), ("/recognise", dict(labels="a"))):
-        with pytest.raises(AppError, match="not a picture"):
-            client.predict(handle_file(tmp_path / "no.png"), api_name=name, **arguments)
