@@ -37,18 +37,25 @@ class Cell:
 
 def parse_axis(name: str, values: str, limits: Limits) -> Axis:
     """Values separated by commas; a value that holds one stands in quotation marks. Raises InputError."""
+    values = text(name or "An axis", values or "").replace("\n", ",").replace("\r", ",")
+    return axis(name, next(csv.reader([values], skipinitialspace=True), []), limits)
+
+
+def axis(name: str, values: list, limits: Limits) -> Axis:
+    """Checked, without blank values. Raises InputError."""
     if not name:
         return Axis("", [None])
     if name not in AXES:
         raise InputError(f"{str(name)[:40]!r} cannot be varied; choose one of: {', '.join(AXES)}.")
-    values = text(name, values).replace("\n", ",").replace("\r", ",")
-    cells = next(csv.reader([values], skipinitialspace=True), [])
-    cells = [cell.strip() for cell in cells if cell.strip()]
-    if not cells:
-        raise InputError(f"{name} has no values: write some, separated by commas.")
-    if len(cells) > MAX_CELLS:
-        raise InputError(f"{name} has {len(cells)} values; a grid has up to {MAX_CELLS} cells.")
-    return Axis(name, [number(name, cell, limits) for cell in cells] if name in NUMBERS else cells)
+    if not isinstance(values, list) or len(values) > MAX_PROMPT:
+        raise InputError(f"The values of {name} must be a list; a grid has up to {MAX_CELLS} cells.")
+    values = [value.strip() if isinstance(value, str) else value for value in values]
+    values = [value for value in values if value != ""]
+    if not values:
+        raise InputError(f"{name} has no values: name some, separated by commas.")
+    if len(values) > MAX_CELLS:
+        raise InputError(f"{name} has {len(values)} values; a grid has up to {MAX_CELLS} cells.")
+    return Axis(name, [number(name, value, limits) if name in NUMBERS else text(name, value) for value in values])
 
 
 def plan(x: Axis, y: Axis, request: DrawingRequest) -> list[Cell]:

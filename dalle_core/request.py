@@ -15,7 +15,7 @@ from dalle_core.errors import InputError
 MAX_PROMPT = 20_000  # characters; what is beyond is far past what any model reads, and would fill every PNG
 MAX_SEED = 2**63 - 1
 SETTINGS = ("num_candidates", "temperature", "top_k", "top_p", "guidance_scale")
-WHOLE = ("num_candidates", "top_k", "seed", "preview_every")
+WHOLE = ("num_candidates", "top_k", "seed", "preview_every", "rows", "count")
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Limits:
         return {
             "num_candidates": (1, self.max_candidates), "seed": (0, MAX_SEED), "temperature": (0.0, 100.0),
             "top_k": (0, self.codebook_size), "top_p": (0.0, 1.0), "guidance_scale": (0.0, 100.0),
-            "preview_every": (0, 10**6),
+            "preview_every": (0, 10**6), "rows": (1, self.grid_size - 1), "count": (1, 10**6), "threshold": (-1.0, 1.0),
         }[name]  # fmt: skip
 
 

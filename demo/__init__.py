@@ -14,7 +14,7 @@ from dalle_core.studio.budgets import OWN, PUBLIC, Budgets  # noqa: E402
 from dalle_core.studio.holder import ModelHolder  # noqa: E402
 from dalle_core.studio.store import Store  # noqa: E402
 from dalle_core.studio.studio import Studio  # noqa: E402
-from demo import language  # noqa: E402
+from demo import api, language  # noqa: E402
 from demo.gpu import on_gpu  # noqa: E402
 from demo.handlers import QUIET  # noqa: E402
 from demo.look import CSS, HEAD, JS, header, theme  # noqa: E402
@@ -60,6 +60,7 @@ def create_demo(studio: Studio, together: int = 4) -> gr.Blocks:
         ).then(**opening)  # fmt: skip
         # A picture may be dropped on any tab; what it restores is on the first.
         create.opened.success(lambda: gr.Tabs(selected="create"), None, tabs, **QUIET)
+        api.build(studio, together)
     return demo.queue(max_size=16, default_concurrency_limit=1, api_open=False)
 
 

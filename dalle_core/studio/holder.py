@@ -28,6 +28,7 @@ class Loaded:
     limits: Limits
     defaults: dict
     examples: list[str]
+    labels: list[str]  # what it knows by name
     image_size: int  # pixels a side
     licence: str
     device: str
@@ -40,8 +41,8 @@ class Loaded:
     def of(cls, source: str, pipe: DallePipeline) -> "Loaded":
         large = sum(p.numel() for p in pipe.image_tokenizer.parameters()) > 20_000_000
         return cls(
-            source, pipe.name, pipe.revision, pipe.limits, pipe.defaults, pipe.examples, pipe.image_size, pipe.config.licence,
-            str(pipe.prior.device), pipe.prior.dtype, pipe.prior.config, parts_of(pipe),
+            source, pipe.name, pipe.revision, pipe.limits, pipe.defaults, pipe.examples, list(pipe.config.labels), pipe.image_size,
+            pipe.config.licence, str(pipe.prior.device), pipe.prior.dtype, pipe.prior.config, parts_of(pipe),
             0 if large and pipe.device.type == "cpu" else 2 * pipe.grid_size,
         )  # fmt: skip
 

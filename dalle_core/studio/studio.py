@@ -27,7 +27,7 @@ from dalle_core.errors import InputError, ModelError
 from dalle_core.pictures import enlarge, png, save_png
 from dalle_core.pipeline import Label
 from dalle_core.recipe import Drawn, drawn, read_recipe
-from dalle_core.request import DrawingRequest
+from dalle_core.request import DrawingRequest, number
 from dalle_core.studio.budgets import Budgets
 from dalle_core.studio.grid import Grid
 from dalle_core.studio.holder import ModelHolder
@@ -37,6 +37,7 @@ from dalle_core.studio.uploads import checked, open_picture
 
 UPDATE_EVERY = 0.5  # seconds between two updates without a preview; each takes cores from the drawing
 MAX_LABELS = 2000
+MAX_PROMPTS, MAX_PICTURES = 200, 1000  # of a data set in one go; the command has no such bounds
 ANY_TOP_K = 10**6  # where it is another model's codebook that bounds it
 log = logging.getLogger(__name__)
 
@@ -104,6 +105,7 @@ class Studio:
                     yield Update(line=line)
             with self.holder.hold(source) as pipe:
                 request = request.checked(pipe.limits, pipe.defaults)
+                preview_every = number("preview_every", preview_every, pipe.limits)
                 seed = secrets.randbelow(2**32) if request.seed is None else request.seed
                 cut = cuts(pipe, request)
                 previews = pipe.grid_size**2 // preview_every if preview_every else 0
@@ -287,8 +289,16 @@ class Studio:
 
     def augment(self, visitor: str, rows: list[Row], seed: int, threshold: float | None = None) -> Iterator[tuple[Progress, Path]]:
         """Draws a data set into a folder of the store: yields (progress, folder)."""
+        total = sum(row.count for row in rows)
+        if not rows:
+            raise InputError("There are no prompts: give at least one.")
+        if len(rows) > MAX_PROMPTS or total > MAX_PICTURES:
+            raise InputError(
+                f"Up to {MAX_PROMPTS} prompts and {MAX_PICTURES:,} pictures are drawn in one go. These are {len(rows):,} and "
+                f"{total:,}. For more, use the command: python -m dalle_core augment prompts.csv pictures"
+            )
         with sentences("Drawing"), self.holder.hold():
-            self.budgets.spend(visitor, candidates=sum(row.count for row in rows))
+            self.budgets.spend(visitor, candidates=total)
             folder = self.store.folder(visitor)
             out = folder / "pictures"
             with self.store.hold(folder), self.budgets.running(visitor) as clock:
