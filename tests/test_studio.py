@@ -23,7 +23,7 @@ from dalle_core.studio.studio import Studio
 
 @pytest.fixture
 def studio(tiny_pipeline, tmp_path):
-    return Studio(ModelHolder(tiny_pipeline, "tiny"), Store(tmp_path / "store"))
+    return Studio(ModelHolder(tiny_pipeline, "tiny"), Store(tmp_path / "store", also=[tmp_path]))
 
 
 def pictures_of(studio, request, visitor="1.2.3.4", **arguments):
