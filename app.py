@@ -2,9 +2,11 @@
 
 import argparse
 import errno
+import getpass
 import os
 import socket
 import sys
+import tempfile
 from concurrent.futures import ThreadPoolExecutor
 
 PUBLIC_CANDIDATES = 16
@@ -13,7 +15,7 @@ PUBLIC_CANDIDATES = 16
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description="Type a prompt in a browser, get a grid of candidates ranked by CLIP.",
-        epilog="A login is asked for when the environment sets DALLE_USER and DALLE_PASSWORD.",
+        epilog="A login is asked for when the environment sets DALLE_USER and DALLE_PASSWORD; then there is no MCP server.",
     )
     parser.error = lambda message: fail(f"{message}. Try --help.")  # one line, without the usage
     parser.add_argument(
@@ -36,6 +38,11 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--public", action=argparse.BooleanOptionalAction, default="SPACE_ID" in os.environ,
         help=f"for strangers: at most {PUBLIC_CANDIDATES} candidates at once, no change of model (default: on a Space only)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--proxies", type=int, default=int("SPACE_ID" in os.environ), metavar="N",
+        help="how many trusted proxies before the server add to X-Forwarded-For, where the N-th address from the right is the "
+        "visitor's (default: %(default)s; on a Space 1)",
     )  # fmt: skip
     parser.add_argument("--share", action="store_true", help="also a public link, through Gradio's servers, for 72 hours")
     parser.add_argument(
@@ -61,9 +68,15 @@ def main() -> None:
             reason = error.strerror if isinstance(error, OSError) else "no such address"
             other = "--port" if getattr(error, "errno", None) in (errno.EADDRINUSE, errno.EACCES) else "--host"
             fail(f"cannot listen on {args.host}, port {args.port}: {reason}. Choose another with {other}.")
+    if not 0 <= args.proxies <= 10:
+        fail(f"--proxies {args.proxies}: how many proxies there are is a number from 0 to 10.")
     user, password = os.environ.get("DALLE_USER"), os.environ.get("DALLE_PASSWORD")
     if bool(user) != bool(password):
         fail("set both DALLE_USER and DALLE_PASSWORD for a login, or neither.")
+
+    # A folder of this server's own, where it may remove what is old: see `dalle_core.studio.store`.
+    own = os.path.join(tempfile.gettempdir(), f"dalle-{getpass.getuser()}-{args.port}")
+    os.environ.setdefault("GRADIO_TEMP_DIR", own)
 
     # Only now: these take seconds, and --help or a wrong argument should not.
     if os.environ.get("SPACES_ZERO_GPU"):
@@ -103,7 +116,7 @@ def main() -> None:
         share=args.share,
         inbrowser=args.browser,
         auth=(user, password) if user else None,
-        **launch_options(args.public),
+        **launch_options(args.public, args.proxies, login=bool(user)),
     )
 
 

@@ -3,20 +3,23 @@
 import os
 
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read at gradio's import: no look-ups at start-up
+os.environ.setdefault("FORWARDED_ALLOW_IPS", "")  # read at the launch: `demo.public` says which proxies are trusted
 
 import gradio as gr  # noqa: E402
 from starlette.middleware import Middleware  # noqa: E402
 
+from dalle_core.studio.budgets import OWN, PUBLIC, Budgets  # noqa: E402
 from demo import about, augment, compare, complete, create, history, language, recognise, tokens, vote  # noqa: E402
 from demo.look import CSS, HEAD, JS, header, theme  # noqa: E402
 from demo.models import Models  # noqa: E402
-from demo.public import QueueBound  # noqa: E402
+from demo.page import Page  # noqa: E402
+from demo.public import Bounds  # noqa: E402
 
 
 def create_demo(models: Models, together: int = 4) -> gr.Blocks:
     """The page; all visitors share the loaded model, nothing of theirs is kept in it. `together` people draw at once,
     the next ones wait in a queue."""
-    with gr.Blocks(title="DALL·E, ranked", delete_cache=(3600, 24 * 3600), fill_width=True, analytics_enabled=False) as demo:
+    with Page(title="DALL·E, ranked", delete_cache=(3600, 24 * 3600), fill_width=True, analytics_enabled=False) as demo:
         gr.HTML(header(), elem_id="header")
         with gr.Tabs(elem_id="tabs") as tabs:
             with gr.Tab("Create", id="create"):
@@ -47,9 +50,11 @@ def create_demo(models: Models, together: int = 4) -> gr.Blocks:
     return demo.queue(max_size=16, default_concurrency_limit=1, api_open=False)
 
 
-def launch_options(public: bool = False) -> dict:
+def launch_options(public: bool = False, proxies: int = 0, login: bool = False, budgets: Budgets | None = None) -> dict:
     """Arguments of `launch` that make the page look and behave as designed, and safe to put on a public host. The public
-    endpoints are tools of an MCP server as well."""
+    endpoints are tools of an MCP server as well, but with a login: its programs could not use it. proxies: as of `Bounds`;
+    budgets: of the visitors, for a public page by default small ones."""
+    budgets = budgets or Budgets(PUBLIC if public else OWN)
     return {
         "theme": theme(),
         "css": CSS,
@@ -64,6 +69,6 @@ def launch_options(public: bool = False) -> dict:
         "footer_links": ["api"],
         "state_session_capacity": 200 if public else 10_000,
         "pwa": True,
-        "app_kwargs": {"middleware": [Middleware(QueueBound)]} if public else {},
-        "mcp_server": True,
+        "app_kwargs": {"middleware": [Middleware(Bounds, budgets=budgets, proxies=proxies)]},
+        "mcp_server": not login,
     }

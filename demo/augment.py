@@ -14,6 +14,7 @@ from demo import run
 from demo.gpu import on_gpu
 from demo.models import Models
 from demo.pictures import new_folder
+from demo.uploads import gated
 
 MAX_PROMPTS, MAX_PICTURES = 200, 1000  # in one go; the command has no such bounds
 MAX_TEXT = 500_000  # characters of the box of prompts
@@ -89,10 +90,10 @@ def build(models: Models, together: int) -> None:
                 placeholder="\n".join(models.pipe.examples[:5]),
             )  # fmt: skip
         with gr.Column():
-            file = gr.File(
+            file = gated(gr.File(
                 label="And those of a CSV or TXT", file_types=[".csv", ".txt"], type="filepath", height=165,
                 elem_id="augment-file",
-            )  # fmt: skip
+            ))  # fmt: skip
             count = run.bounded(
                 gr.Slider(1, 100, 4, step=1, label="Pictures of each prompt", elem_id="augment-count")
             )

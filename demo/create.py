@@ -18,7 +18,7 @@ from demo.permalink import NAMES, read_query
 from demo.pictures import enlarge, new_folder, preview_grid, save_png
 from demo.pool import RANKED, SAMPLED, facts, gallery_items, in_order
 from demo.run import MAX_PROMPT, parse_seed, preview_every, said
-from demo.uploads import read_recipe
+from demo.uploads import gated, read_recipe
 
 MAX_PROMPTS = 16  # in one go
 SETTINGS = ("num_candidates", "temperature", "top_k", "top_p", "guidance_scale")
@@ -133,7 +133,7 @@ def build(models: Models, demo: gr.Blocks, together: int) -> None:
             tile.build(models, to_tile, kept, path)
     vote.build(kept)
     with gr.Row(elem_id="open-row"):
-        saved = gr.UploadButton("Open a picture that was saved here", file_types=[".png"], elem_id="open-saved", size="sm")
+        saved = gated(gr.UploadButton("Open a picture that was saved here", file_types=[".png"], elem_id="open-saved", size="sm"))
     gr.HTML(history.FOLD)
     # What the page's script and the server hand each other.
     entry = gr.Textbox(elem_id="entry", elem_classes="offstage", show_label=False)

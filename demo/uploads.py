@@ -2,52 +2,33 @@
 
 import json
 import math
-import warnings
-from pathlib import Path
 
 import gradio as gr
 import numpy as np
-from PIL import Image, UnidentifiedImageError
 
 from dalle_core import InputError
+from dalle_core.studio.uploads import REFUSED, checked, open_picture
 from demo.permalink import in_range, seed_in_range
 from demo.run import MAX_PROMPT
 
-MAX_PIXELS = 40_000_000
-FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")  # decoders in wide use; a picture is never handed to any other
 
+def gated(component: gr.Image | gr.File | gr.UploadButton):
+    """The component, which now hands on the path of the file as it came, when that is a visitor's upload or a picture made
+    here, and refuses all others. Gradio itself would believe what a program says of a path, and open it."""
 
-def picture_input(label: str, name: str, height: int) -> gr.Image:
-    """A component that takes a picture and hands on the file's path as it came: gr.Image itself would open the file, and
-    fail in its own words."""
-    component = gr.Image(
-        label=label, type="filepath", sources=["upload", "webcam", "clipboard"], elem_id=name, height=height, buttons=[],
-        alt_text=label,
-    )
-    component.preprocess = lambda payload: payload.path if payload is not None else None
+    def preprocess(payload):
+        return None if payload is None else str(checked(payload.path or REFUSED, component.GRADIO_CACHE))
+
+    component.preprocess = preprocess
     return component
 
 
-def open_picture(path: str | None) -> Image.Image:
-    """The picture in a file, its first frame if it moves. Raises InputError: no file, no picture, too large, damaged."""
-    if not path:
-        raise InputError("Choose a picture first.")
-    name = Path(path).name[:60]
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # judged below, from the header alone
-            with Image.open(path, formats=FORMATS) as image:
-                if image.width * image.height > MAX_PIXELS:
-                    raise Image.DecompressionBombError
-                image.load()
-                return image.copy()
-    except Image.DecompressionBombError:
-        most = MAX_PIXELS // 10**6
-        raise InputError(f"{name} is too large: up to {most} million pixels are read. Make it smaller first.") from None
-    except UnidentifiedImageError:
-        raise InputError(f"{name} is not a picture this page can read: use PNG, JPEG, WebP, GIF or BMP.") from None
-    except (OSError, SyntaxError, ValueError) as error:
-        raise InputError(f"{name} is damaged and cannot be read ({str(error)[:80]}).") from None
+def picture_input(label: str, name: str, height: int) -> gr.Image:
+    """A component that takes a picture and hands on its file: gr.Image itself would open it, and fail in its own words."""
+    return gated(gr.Image(
+        label=label, type="filepath", sources=["upload", "webcam", "clipboard"], elem_id=name, height=height, buttons=[],
+        alt_text=label,
+    ))  # fmt: skip
 
 
 def read_recipe(path: str | None, pipe) -> dict:
