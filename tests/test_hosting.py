@@ -4,6 +4,7 @@ import inspect
 import json
 import pickle
 import sys
+from dataclasses import replace
 from functools import wraps
 from types import SimpleNamespace
 
@@ -17,7 +18,8 @@ from gradio_client import Client
 from PIL import Image
 from starlette.testclient import TestClient
 
-from demo import Models, about, create_demo, launch_options, public, space
+from dalle_core.studio.budgets import PUBLIC, Budgets
+from demo import create_demo, launch_options, open_studio, public, space
 from demo.gpu import on_gpu
 
 
@@ -76,18 +78,23 @@ def test_a_page_offers_no_more_than_its_model_allows(own_pipeline):
     assert launch_options(public=True)["state_session_capacity"] < launch_options()["state_session_capacity"]
 
 
+FEW = replace(PUBLIC, places=2)
+
+
 @pytest.fixture
-def visit(own_pipeline, monkeypatch):
+def visit(tiny_pipeline, tmp_path, monkeypatch):
     """Makes visitors of one page by their address; its queue takes requests and works on none, so that they wait."""
-    monkeypatch.delenv("SPACE_ID", raising=False)
-    monkeypatch.setattr(public, "PLACES", 2)
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "cache"))
     apps = {}
 
-    def visit(host, is_public=True, **headers):
-        if is_public not in apps:
-            demo = create_demo(Models(own_pipeline, "tiny"))
-            apps[is_public] = App.create_app(demo, app_kwargs=launch_options(is_public)["app_kwargs"])
-        return TestClient(apps[is_public], client=(host, 1), headers=headers)
+    def visit(host, is_public=True, proxies=0, budget=FEW, **headers):
+        which = is_public, proxies, budget
+        if which not in apps:
+            options = launch_options(is_public, proxies, budgets=Budgets(budget) if is_public else None)
+            demo = create_demo(Models(tiny_pipeline, "tiny"))
+            demo.max_file_size = None  # as `launch` does
+            apps[which] = App.create_app(demo, app_kwargs=options["app_kwargs"])
+        return TestClient(apps[which], client=(host, 1), headers=headers)
 
     return visit
 
@@ -100,33 +107,135 @@ def call(visitor):
     return visitor.post("/gradio_api/call/reconstruct", json={"data": [None]})
 
 
+def upload(visitor, size=1000, **options):
+    return visitor.post("/gradio_api/upload", files={"files": ("a.png", bytes(size))}, **options)
+
+
+def cheap(visitor):
+    return visitor.post("/gradio_api/run/no-such", json={"data": [None]})
+
+
 @pytest.mark.parametrize("way", [join, call])
 def test_an_address_holds_few_places_of_the_queue_and_another_is_not_affected(visit, way):
     assert [way(visit("192.0.2.1")).status_code for _ in range(4)] == [200, 200, 429, 429]
-    assert "2 of your requests are waiting already" in way(visit("192.0.2.1")).json()["detail"]
+    assert "2 of your requests are waiting or running already" in way(visit("192.0.2.1")).json()["detail"]
     assert way(visit("192.0.2.2")).status_code == 200
 
 
-def test_an_address_joins_the_queue_only_so_often(visit, monkeypatch):
-    monkeypatch.setattr(public, "PLACES", 1000)
+def test_what_is_running_takes_a_place_too(visit):
+    assert [join(visit("192.0.2.1")).status_code for _ in range(2)] == [200, 200]
+    queue = visit("192.0.2.1").app.get_blocks()._queue
+    queue.active_jobs = [None, None]
+    for place in range(2):  # as Gradio does when a worker is free
+        events, _, _ = queue.get_events()
+        queue.active_jobs[place] = events
+        assert join(visit("192.0.2.1")).status_code == 429
+    assert len(queue) == 0 and join(visit("192.0.2.2")).status_code == 200
+    queue.active_jobs[0] = None
+    assert join(visit("192.0.2.1")).status_code == 200
+
+
+@pytest.mark.parametrize("way", [join, call, cheap, upload])
+def test_an_address_asks_only_so_often(visit, monkeypatch, way):
     monkeypatch.setattr(public, "RATE", public.parse("3/minute"))
-    assert [join(visit("192.0.2.1")).status_code for _ in range(5)] == [200, 200, 200, 429, 429]
-    assert "too many requests" in join(visit("192.0.2.1")).json()["detail"]
-    assert join(visit("192.0.2.2")).status_code == 200
-    assert visit("192.0.2.1").get("/gradio_api/info").status_code == 200
+    monkeypatch.setattr("time.time", lambda: 6_000_000.0)
+    many = replace(PUBLIC, places=1000)
+    codes = [way(visit("192.0.2.1", budget=many)).status_code for _ in range(5)]
+    assert 429 not in codes[:3] and codes[3:] == [429, 429]
+    assert "too many requests" in way(visit("192.0.2.1", budget=many)).json()["detail"]
+    assert way(visit("192.0.2.2", budget=many)).status_code != 429
+    assert visit("192.0.2.1", budget=many).get("/gradio_api/info").status_code == 200
+
+
+def test_an_address_uploads_only_so_much(visit):
+    small = replace(PUBLIC, upload_bytes=300_000)
+    assert [upload(visit("192.0.2.1", budget=small), 100_000).status_code for _ in range(3)] == [200, 200, 429]
+    refused = upload(visit("192.0.2.1", budget=small), 100_000).json()["detail"]
+    assert "MB of uploads within 10 minutes, and yours are used up. Try again in" in refused
+    assert upload(visit("192.0.2.2", budget=small), 100_000).status_code == 200
+
+
+def test_an_upload_that_does_not_say_its_length_is_counted_as_it_comes(visit):
+    small, sent = replace(PUBLIC, upload_bytes=300_000), []
+
+    def body():
+        yield b'--x\r\nContent-Disposition: form-data; name="files"; filename="a.png"\r\n\r\n'
+        for _ in range(8):
+            sent.append(1)
+            yield bytes(60_000)
+        yield b"\r\n--x--\r\n"
+
+    visitor = visit("192.0.2.1", budget=small)
+    answer = visitor.post("/gradio_api/upload", content=body(), headers={"Content-Type": "multipart/form-data; boundary=x"})
+    assert answer.status_code == 429 and "MB of uploads" in answer.json()["detail"]
+
+
+def test_what_is_no_upload_has_a_largest_size(visit, monkeypatch):
+    monkeypatch.setattr(public, "LARGEST", 10_000)
+    data = {"data": ["x" * 20_000], "session_hash": "a", "fn_index": 0}
+    for path in ("queue/join", "call/recognise", "run/x", "mcp/"):
+        assert visit("192.0.2.1").post(f"/gradio_api/{path}", json=data).status_code == 413
+    pieces = iter([b'{"data": ["', bytes(20_000), b'"]}'])
+    answer = visit("192.0.2.1").post("/gradio_api/queue/join", content=pieces, headers={"Content-Type": "application/json"})
+    assert answer.status_code == 413 and "too large" in answer.json()["detail"]
 
 
 def test_without_public_mode_there_is_no_bound(visit):
-    assert {join(visit("192.0.2.1", is_public=False)).status_code for _ in range(5)} == {200}
+    assert {way(visit("192.0.2.1", is_public=False)).status_code for _ in range(5) for way in (join, upload)} == {200}
 
 
-def test_a_forged_address_does_not_help(visit, monkeypatch):
-    forged = [{"X-Forwarded-For": f"198.51.100.{i}"} for i in range(3)]
-    assert [join(visit("192.0.2.1", **headers)).status_code for headers in forged] == [200, 200, 429]
-    monkeypatch.setenv("SPACE_ID", "someone/icons")  # all visitors come from the Space's proxy, which names them last
+@pytest.mark.parametrize("is_public", [False, True])
+def test_what_the_page_does_not_use_is_not_there(visit, is_public):
+    """These write to the disk, start a program or fetch files for strangers."""
+    visitor = visit("192.0.2.1", is_public)
+    join(visitor)
+    for method, path in [("GET", "deep_link?session_hash=a"), ("POST", "process_recording"), ("POST", "component_server"),
+                         ("GET", "file=http://192.0.2.7/x.png"), ("GET", "file=https://192.0.2.7/x.png"), ("POST", "vibe-edit"),
+                         ("GET", "proxy=https://a.hf.space/x")]:  # fmt: skip
+        answer = visitor.request(method, f"/gradio_api/{path}")
+        assert answer.status_code == 404 and answer.json() == {"detail": public.NOT_HERE}
+
+
+def test_a_function_that_is_not_there_is_a_sentence(visit):
+    for fn_index in (10_000, -1):
+        body = {"data": [], "fn_index": fn_index, "session_hash": "a"}
+        answer = visit("192.0.2.1").post("/gradio_api/queue/join", json=body)
+        assert (answer.status_code, answer.json()["detail"]) == (400, public.UNCLEAR)
+
+
+def codes(visit, headers, host="192.0.2.1", **options):
+    return [join(visit(host, **options, **{"X-Forwarded-For": entries})).status_code for entries in headers]
+
+
+def test_without_proxies_a_forged_address_does_not_help(visit):
+    assert codes(visit, [f"198.51.100.{i}" for i in range(3)]) == [200, 200, 429]
+
+
+@pytest.mark.parametrize("proxies, tail", [(1, ""), (2, ", 192.0.2.8"), (3, ", 192.0.2.7,192.0.2.8")])
+def test_behind_proxies_the_visitor_is_who_the_first_of_them_saw(visit, proxies, tail):
     for visitor in ("203.0.113.1", "203.0.113.2"):
-        proxied = [{"X-Forwarded-For": f"198.51.100.{i}, {visitor}"} for i in range(3)]
-        assert [join(visit("192.0.2.9", **headers)).status_code for headers in proxied] == [200, 200, 429]
+        forged = [f"198.51.100.{i}, {visitor}{tail}" for i in range(3)]
+        assert codes(visit, forged, proxies=proxies) == [200, 200, 429]
+
+
+def test_what_came_past_the_proxies_counts_by_its_connection(visit):
+    assert codes(visit, [f"198.51.100.{i}" for i in range(3)], proxies=2) == [200, 200, 429]
+    nonsense = ["", "unknown", "a" * 10_000]
+    assert codes(visit, nonsense, host="192.0.2.2", proxies=1) == [200, 200, 429]
+
+
+def test_a_household_with_ipv6_is_one_visitor(visit):
+    assert codes(visit, [f"2001:db8:1:2::{i}" for i in (1, 2, 3)], proxies=1) == [200, 200, 429]
+    assert codes(visit, ["2001:db8:1:3::1"], proxies=1) == [200]
+    assert codes(visit, ["::ffff:203.0.113.5", "203.0.113.5:4711", "203.0.113.5"], proxies=1) == [200, 200, 429]
+
+
+@pytest.mark.parametrize("host, visitor", [
+    ("2001:db8::7", "2001:db8::/64"), ("[2001:db8::7]:80", "2001:db8::/64"), ("fe80::1%eth0", "fe80::/64"), (" 192.0.2.1 ", "192.0.2.1"),
+    ("192.0.2.1:80", "192.0.2.1"), ("::ffff:192.0.2.1", "192.0.2.1"), ("", None), ("localhost", None), ("1.2.3", None), ("[", None),
+])  # fmt: skip
+def test_how_an_address_counts(host, visitor):
+    assert public.counted(host) == visitor
 
 
 def test_all_that_draws_shares_one_bound_of_how_many_at_once(own_pipeline):
