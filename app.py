@@ -16,7 +16,7 @@ PUBLIC_CANDIDATES = 16
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description="Type a prompt in a browser, get a grid of candidates ranked by CLIP.",
-        epilog="A login is asked for when the environment sets DALLE_USER and DALLE_PASSWORD.",
+        epilog="A login is asked for when the environment sets DALLE_USER and DALLE_PASSWORD; then there is no MCP server.",
     )
     parser.error = lambda message: fail(f"{message}. Try --help.")  # one line, without the usage
     parser.add_argument(
@@ -39,6 +39,11 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--public", action=argparse.BooleanOptionalAction, default="SPACE_ID" in os.environ,
         help=f"for strangers: at most {PUBLIC_CANDIDATES} candidates at once, no change of model (default: on a Space only)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--proxies", type=int, default=int("SPACE_ID" in os.environ), metavar="N",
+        help="how many trusted proxies before the server add to X-Forwarded-For, where the N-th address from the right is the "
+        "visitor's (default: %(default)s; on a Space 1)",
     )  # fmt: skip
     parser.add_argument("--share", action="store_true", help="also a public link, through Gradio's servers, for 72 hours")
     parser.add_argument(
@@ -86,22 +91,23 @@ def bypass_proxy(host: str) -> None:
             os.environ[f"{scheme}_proxy"] = address.replace("socks://", "socks5://")  # as desktops write it
 
 
-def check_temporary_folder() -> None:
-    """Gradio keeps uploads and pictures in $GRADIO_TEMP_DIR, or in a folder of a fixed name that may be someone else's: then
-    the page gets its own."""
+def choose_temporary_folder(port: int) -> None:
+    """Gradio keeps uploads and pictures in $GRADIO_TEMP_DIR. Without one the page gets a folder of its own, where it may
+    remove what is old (`dalle_core.studio.store`)."""
     named = os.environ.get("GRADIO_TEMP_DIR")
+    user = os.getuid() if hasattr(os, "getuid") else "page"  # Windows has temporary folders for each user
+    folder = Path(named or Path(tempfile.gettempdir()) / f"dalle-{user}-{port}")
     try:
-        folder = Path(named or Path(tempfile.gettempdir()) / "gradio")
         try:
-            folder.mkdir(parents=True, exist_ok=True)
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             tempfile.TemporaryFile(dir=folder).close()
-            ours = not hasattr(os, "getuid") or folder.stat().st_uid == os.getuid()
+            if not named and hasattr(os, "getuid") and folder.lstat().st_uid != user:
+                raise PermissionError
         except OSError:
             if named:
                 raise
-            ours = False
-        if not named and not ours:
-            os.environ["GRADIO_TEMP_DIR"] = tempfile.mkdtemp(prefix="gradio-")
+            folder = Path(tempfile.mkdtemp(prefix="dalle-"))  # somebody else has taken the name
+        os.environ["GRADIO_TEMP_DIR"] = str(folder)
     except OSError as error:
         place = f"the folder {named} of GRADIO_TEMP_DIR" if named else "the folder for temporary files"
         fail(f"{place} cannot be used: {error.strerror or error}. Set GRADIO_TEMP_DIR to a folder that you can write to.")
@@ -110,8 +116,10 @@ def check_temporary_folder() -> None:
 def main() -> None:
     use_utf8()
     args = arguments()
+    if not 0 <= args.proxies <= 10:
+        fail(f"--proxies {args.proxies}: how many proxies there are is a number from 0 to 10.")
     check_address(args.host, args.port)
-    check_temporary_folder()
+    choose_temporary_folder(args.port)
     bypass_proxy(args.host)
     user, password = os.environ.get("DALLE_USER"), os.environ.get("DALLE_PASSWORD")
     if bool(user) != bool(password):
@@ -155,7 +163,7 @@ def main() -> None:
         share=args.share,
         inbrowser=args.browser,
         auth=(user, password) if user else None,
-        **launch_options(args.public),
+        **launch_options(studio, args.public, args.proxies, login=bool(user)),
     )
 
 

@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read at gradio's import: no look-ups at start-up
+os.environ.setdefault("FORWARDED_ALLOW_IPS", "")  # read at the launch: `demo.public` says which proxies are trusted
 
 import gradio as gr  # noqa: E402
 from gradio.utils import get_upload_folder  # noqa: E402
@@ -18,7 +19,8 @@ from demo import api, language  # noqa: E402
 from demo.gpu import on_gpu  # noqa: E402
 from demo.handlers import QUIET  # noqa: E402
 from demo.look import CSS, HEAD, JS, header, theme  # noqa: E402
-from demo.public import QueueBound  # noqa: E402
+from demo.page import Page  # noqa: E402
+from demo.public import Bounds  # noqa: E402
 from demo.tabs import compare, complete, dataset, history, model, recognise, tokens, vote  # noqa: E402
 from demo.tabs.create import Create  # noqa: E402
 
@@ -36,7 +38,7 @@ def open_studio(pipe: DallePipeline, source: str, load=None, download=None, publ
 def create_demo(studio: Studio, together: int = 4) -> gr.Blocks:
     """The page; all visitors share the studio's model, nothing of theirs is kept in it. `together` people draw at once,
     the next ones wait in a queue."""
-    with gr.Blocks(title="DALL·E, ranked", delete_cache=(3600, 24 * 3600), fill_width=True, analytics_enabled=False) as demo:
+    with Page(studio.store, title="DALL·E, ranked", delete_cache=(3600, 24 * 3600), fill_width=True, analytics_enabled=False) as demo:
         gr.HTML(header(), elem_id="header")
         with gr.Tabs(elem_id="tabs") as tabs:
             with gr.Tab("Create", id="create"):
@@ -64,9 +66,9 @@ def create_demo(studio: Studio, together: int = 4) -> gr.Blocks:
     return demo.queue(max_size=16, default_concurrency_limit=1, api_open=False)
 
 
-def launch_options(public: bool = False) -> dict:
+def launch_options(studio: Studio, public: bool = False, proxies: int = 0, login: bool = False) -> dict:
     """Arguments of `launch` that make the page look and behave as designed, and safe to put on a public host. The public
-    endpoints are tools of an MCP server as well."""
+    endpoints are tools of an MCP server as well, but with a login: its programs could not use it. proxies: as of `Bounds`."""
     return {
         "theme": theme(),
         "css": CSS,
@@ -81,6 +83,6 @@ def launch_options(public: bool = False) -> dict:
         "footer_links": ["api"],
         "state_session_capacity": 200 if public else 10_000,
         "pwa": True,
-        "app_kwargs": {"middleware": [Middleware(QueueBound)]} if public else {},
-        "mcp_server": True,
+        "app_kwargs": {"middleware": [Middleware(Bounds, budgets=studio.budgets, proxies=proxies)]},
+        "mcp_server": not login,
     }

@@ -109,7 +109,8 @@ footer .divider { display: none; }  /* Gradio's, after the last link */
 #stroke { position: absolute; pointer-events: none; z-index: 50; }
 #stroke polyline { fill: none; stroke: #e8590c; stroke-width: 2.5; stroke-linecap: round; opacity: .8; }
 #chosen { background: transparent; }
-#chosen img { border-radius: 14px; background: #fff; width: 100%; }
+#chosen img { border-radius: 14px; background: #fff; }
+#chosen :is(button:has(img), .image-frame, img) { width: 100%; }
 .unused { display: none !important; }  /* until there is something to use it on; what it holds is there, and keeps its values */
 .stop:disabled { display: none; }
 .figures, #model-card { contain: inline-size; overflow-x: auto; }  /* a wide table does not widen a phone's page */

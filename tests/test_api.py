@@ -3,10 +3,13 @@
 import base64
 import io
 import json
+import re
+import subprocess
 import threading
 import time
 import zipfile
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import httpx
 import numpy as np
@@ -17,10 +20,11 @@ from PIL import Image
 
 from dalle_core import InputError
 from dalle_core.pipeline import Step
-from dalle_core.request import DrawingRequest
+from dalle_core.request import MAX_PROMPT, DrawingRequest
 from dalle_core.studio import fetch
 from demo import create_demo, launch_options, open_studio
 
+README = Path(__file__).parent.parent / "README.md"
 NAMES = {"generate", "complete", "reconstruct", "decode", "recognise", "compare", "augment", "model"}
 NOWHERE = "an http or https address that everybody can reach"
 
@@ -150,6 +154,39 @@ def test_a_seed_is_a_number_or_digits(page, client):
 def test_what_the_model_does_not_read_is_said(client):
     found = client.predict("a fox and a banana on a purple background", num_candidates=1, api_name="/generate")
     assert found["unread"]["prompt"].endswith("background")
+
+
+def test_people_who_draw_at_once_each_get_their_own(client, tiny_pipeline):
+    jobs = [client.submit("a red fox", num_candidates=3, seed=seed, api_name="/generate") for seed in range(4)]
+    for seed, job in enumerate(jobs):
+        expected = tiny_pipeline("a red fox", num_candidates=3, seed=seed)
+        assert [one["tokens"] for one in job.result(60)["candidates"]] == [one.tokens.tolist() for one in expected.candidates]
+
+
+def test_a_million_characters_and_other_scripts(client):
+    for prompt in ("a fox and a banana " * 50_000, "🦊 a fox", "a fox ثعلب", "a\x00fox"):
+        found = client.predict(prompt, num_candidates=1, api_name="/generate")
+        assert len(found["candidates"]) == 1 and len(found["settings"]["prompt"]) <= MAX_PROMPT
+
+
+@pytest.mark.parametrize("way", ["curl", "gradio_client", "MCP"])
+def test_the_readme_s_snippets_draw_the_picture_of_its_python(page, saved, tmp_path, monkeypatch, capsys, way):
+    monkeypatch.chdir(tmp_path)
+    text = README.read_text("utf-8").partition("## From programs")[2].partition("\n## ")[0]
+    snippets = re.findall(r"```(python|sh)\n(.*?)```", text, re.S)
+    by_pipe, by_curl, by_client, by_mcp = (code for _, code in snippets)
+    exec(by_pipe.replace('"emoji"', repr(str(saved))), {})
+    assert "of 64" in capsys.readouterr().out
+    code = {"curl": by_curl, "gradio_client": by_client, "MCP": by_mcp}[way].replace("http://127.0.0.1:7860", page.rstrip("/"))
+    if way == "gradio_client":
+        exec(code, {})
+        said = capsys.readouterr().out
+        assert "64 of 64" in said
+    else:
+        said = subprocess.run(["bash", "-c", code], capture_output=True, text=True, timeout=60).stdout
+        assert ("event: complete" in said) == (way == "curl")
+    url = re.search(rf"{page}gradio_api/file=[^\s\\\"]+", said)[0]
+    assert np.array_equal(np.array(picture(url)), np.array(Image.open("fox.png")))
 
 
 # ---------------------------------------------------------------- the other endpoints
@@ -312,6 +349,18 @@ def test_numbers_that_json_has_not_are_refused(page, name, value):
     answer = httpx.post(f"{page}gradio_api/call/v2/generate", content=body, headers={"Content-Type": "application/json"})
     text = httpx.get(f"{page}gradio_api/call/generate/{answer.json()['event_id']}", timeout=60).text
     assert f"{name} is '" in text and "event: error" in text
+
+
+def test_what_nobody_expected_gets_a_sentence_and_the_log_the_traceback(page, client, tiny_pipeline, monkeypatch, caplog):
+    def broken(*_, **__):
+        yield from ()
+        raise TypeError("a secret of the server")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tiny_pipeline, "stream", broken)
+        sentence = said(page, "generate", prompt="a red fox")
+    assert "Drawing failed" in sentence and "secret" not in sentence and "a secret of the server" in caplog.text
+    assert len(client.predict("a red fox", num_candidates=1, api_name="/generate")["candidates"]) == 1
 
 
 def test_an_assistant_and_a_client_get_the_sentence_too(page, client):

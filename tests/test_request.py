@@ -13,6 +13,8 @@ from dalle_core.recipe import Drawn, drawn, pack, read_recipe, unpack
 from dalle_core.request import MAX_PROMPT, DrawingRequest, Limits, from_json, number
 from dalle_core.studio.links import query, read_query
 from dalle_core.studio.pool import Picture, ranked, read_entry, to_entry
+from demo.pictures import RANKED, SAMPLED, in_order, label
+from demo.tabs.chosen import plot
 
 LIMITS = Limits(max_candidates=16, grid_size=4, codebook_size=64)  # of a public page
 DEFAULTS = {"num_candidates": 4, "temperature": 1.0, "top_k": 0, "top_p": 1.0, "guidance_scale": 1.0}
@@ -86,6 +88,53 @@ def test_recipes_entries_and_links_of_before_still_open():
 def test_forged_recipes_are_refused(changes):
     with pytest.raises(InputError, match="damaged"):
         read_recipe(json.dumps(made().to_json() | changes), "tiny", "r1", LIMITS)
+
+
+ENTRY = json.loads(to_entry(ranked([Picture(made(), ""), Picture(made(index=4), "")])))
+
+
+@pytest.mark.parametrize("changes", [
+    {"candidates": []}, {"candidates": 3}, {"candidates": [{}]}, {"candidates": [None]}, {"candidates": ENTRY["candidates"][:1] * 2},
+    {"candidates": ENTRY["candidates"] * 200}, {"prompt": ""}, {"prompt": 3}, {"prompt": "a" * 20_001}, {"settings": {}},
+    {"settings": []}, {"id": "../x"}, {"id": "<b>"}, {"model": None}, {"settings": DEFAULTS | {"num_candidates": "x"}},
+])  # fmt: skip
+def test_forged_entries_are_refused(changes):
+    with pytest.raises(InputError, match="damaged"):
+        read_entry(json.dumps(ENTRY | changes), "tiny", "r1", LIMITS)
+
+
+@pytest.mark.parametrize("changes", [
+    {"tokens": "!"}, {"tokens": ""}, {"tokens": 3}, {"tokens": pack(torch.full((4, 4), 64))}, {"tokens": pack(torch.zeros(1, 1))},
+    {"seed": "-1"}, {"seed": str(2**63)}, {"seed": "9" * 5000}, {"index": -1}, {"index": True}, {"score": "0.3"},
+    {"score": float("nan")}, {"score": 7}, {"score": True},
+])  # fmt: skip
+def test_forged_candidates_are_refused(changes):
+    rows = [ENTRY["candidates"][0] | changes, ENTRY["candidates"][1]]
+    with pytest.raises(InputError, match="damaged"):
+        read_entry(json.dumps(ENTRY | {"candidates": rows}), "tiny", "r1", LIMITS)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "null", "{", "[" * 100_000, None, 3, "x" * 3_000_000])
+def test_what_is_no_entry_is_refused(text):
+    with pytest.raises(InputError, match="damaged"):
+        read_entry(text, "tiny", "r1", LIMITS)
+
+
+def test_a_link_with_impossible_values_names_them():
+    wrong = {"seed": "-1", "candidates": "1e9", "temperature": "nan", "top_k": "1.5", "top_p": "", "guidance": "<b>", "other": "x"}
+    assert read_query(wrong, LIMITS) == ({}, ["seed", "candidates", "temperature", "top_k", "top_p", "guidance"])
+
+
+def test_pools_merge_and_show_the_best_or_the_rejected():
+    pool = ranked([Picture(made(index=index, score=index / 10), "") for index in range(4)])
+    merged = ranked([*pool, *(Picture(made(seed=9, index=index, score=index / 10 - 0.01), "") for index in range(4))])
+    assert [picture.rank for picture in merged] == list(range(1, 9)) and {picture.pool for picture in merged} == {pool[0].pool}
+    assert len({label(picture) for picture in merged}) == 8 and "seed 9" in "".join(map(label, merged))
+    assert "seed" not in label(pool[0]) and label(pool[0]) == "#1 · 0.300"
+    assert in_order(merged, RANKED, 4) == merged[:4] and in_order(merged, RANKED, 4, True) == merged[4:]
+    assert in_order(merged, RANKED, 8, True) == []
+    assert [(one.drawn.seed, one.drawn.index) for one in in_order(merged, SAMPLED)] == [(s, i) for s in (7, 9) for i in range(4)]
+    assert plot(merged, merged[0]).count("<line") == 8 and plot(merged[:1], merged[0]) == ""
 
 
 @pytest.mark.parametrize("model, revision, said", [("other", "r1", "choose that model first"), ("tiny", "r2", "another version")])
