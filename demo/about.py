@@ -39,7 +39,7 @@ def build(models: Models, tab: gr.Tab) -> None:
     text = gr.Markdown("", elem_id="model-card", elem_classes="notranslate")
     drawn = gr.Image(
         label="Prompts that training never saw: real, through the image tokenizer, best of 1, 4, 16, 64 by CLIP", interactive=False,
-        format="png", elem_id="model-evaluation", visible=False, buttons=[],
+        format="png", elem_id="model-evaluation", buttons=[],
         alt_text="Pictures of prompts that training never saw",
     )  # fmt: skip
 
@@ -47,10 +47,9 @@ def build(models: Models, tab: gr.Tab) -> None:
         source, pipe = models.source, models.pipe
         folder = EMBEDDED if source == "emoji" else Path(source)
         picture = folder / "evaluation.png"
-        found = picture.is_file()
         return (
             model_facts(source, pipe), sizes(pipe) if pipe else "", card(source),
-            gr.update(value=str(picture) if found else None, visible=found),
+            str(picture) if picture.is_file() else None,
         )  # fmt: skip
 
     tab.select(show, None, [facts, parts, text, drawn], api_visibility="private", show_progress="hidden")

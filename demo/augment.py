@@ -73,6 +73,11 @@ def _time(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"
 
 
+def zip_of(path: str | None):
+    """The update of the button that hands out the zip: without one it is not shown."""
+    return gr.update(value=path, elem_classes=[] if path else "offstage")
+
+
 def build(models: Models, together: int) -> None:
     """Adds the tab; its runs are among those that draw at once."""
     unpacked = gr.State(None)  # (data set, zip that is still to be made of it) while a run goes on
@@ -107,12 +112,12 @@ def build(models: Models, together: int) -> None:
                 )  # fmt: skip
     with gr.Row():
         go = gr.Button("Draw the data set", variant="primary", elem_id="augment", scale=3, min_width=160)
-        stop = gr.Button("Stop", elem_id="augment-stop", scale=1, min_width=90)
+        stop = gr.Button("Stop", elem_id="augment-stop", scale=1, min_width=90, interactive=False)
     line = gr.HTML("", elem_id="augment-status", elem_classes="status")
-    download = gr.DownloadButton("Download the data set (zip)", elem_id="augment-download", visible=False)
+    download = gr.DownloadButton("Download the data set (zip)", elem_id="augment-download", elem_classes="offstage")
     latest = gr.Gallery(
         columns=8, format="png", object_fit="contain", show_label=False, label="The latest pictures", height="auto",
-        elem_id="augmented", elem_classes="notranslate", allow_preview=False, buttons=[], visible=False,
+        elem_id="augmented", elem_classes="notranslate", allow_preview=False, buttons=[],
     )  # fmt: skip
 
     @on_gpu(120)
@@ -132,7 +137,7 @@ def build(models: Models, together: int) -> None:
                 with closing(augment(pipe, rows, out, asked, least)) as steps:
                     notice, progress = cut_notice(cut_prompts(pipe, rows), len(rows)), next(steps)
                     yield (
-                        gr.update(value=[], visible=False), status(progress, 0) + notice, gr.update(visible=False),
+                        [], status(progress, 0) + notice, zip_of(None),
                         (str(out), str(target)),
                     )  # fmt: skip
                     for progress in steps:
@@ -140,7 +145,7 @@ def build(models: Models, together: int) -> None:
                         now = time.monotonic()
                         if progress.new or now - shown_at > run.UPDATE_EVERY:
                             shown_at = now
-                            pictures = gr.update(value=list(shown), visible=True) if progress.new else gr.skip()
+                            pictures = list(shown) if progress.new else gr.skip()
                             yield pictures, status(progress, now - started) + notice, gr.skip(), gr.skip()
             zipped = archive(out, target) and str(target)
         except (InputError, ModelError, OSError) as error:
@@ -155,7 +160,7 @@ def build(models: Models, together: int) -> None:
             raise gr.Error("Drawing failed. The server's log says why; try again.", print_exception=False) from None
         hint = "" if zipped else ": no score reached the threshold, so lower it"
         text = f"{progress.drawn} pictures drawn, {_counts(progress)}, seed {asked}{hint}"
-        yield gr.skip(), run.said(text) + notice, gr.update(value=zipped or None, visible=bool(zipped)), None
+        yield gr.skip(), run.said(text) + notice, zip_of(zipped or None), None
 
     def caption(kept) -> str:
         return kept.text if kept.score is None else f"{kept.score:.3f} · {kept.text[:60]}"
@@ -163,21 +168,22 @@ def build(models: Models, together: int) -> None:
     def pack(unpacked):
         """After a run that was stopped or that failed: the zip of what was kept until then."""
         if not unpacked:
-            return gr.skip(), gr.skip(), gr.skip()
+            return gr.skip(), gr.skip(), gr.skip(), gr.update(interactive=False)
         out, target = unpacked
         try:
             number = archive(out, target)
         except OSError as error:
             raise gr.Error(f"The zip could not be written: {error.strerror or error}.", print_exception=False) from None
         said = f"Stopped. {number} pictures were kept until then." if number else "Stopped before a picture was kept."
-        return run.said(said), gr.update(value=target if number else None, visible=number > 0), None
+        return run.said(said), zip_of(target if number else None), None, gr.update(interactive=False)
 
     inputs, outputs = [prompts, file, count, threshold, seed], [latest, line, download, unpacked]
+    run.stoppable([go.click], stop)
     event = go.click(
         draw, inputs, outputs, api_visibility="private", show_progress="minimal", show_progress_on=line,
         concurrency_id="sampling", concurrency_limit=together, trigger_mode="once",
     )  # fmt: skip
     run.endpoint(draw, inputs, outputs, "augment", concurrency_id="sampling", concurrency_limit=together)
     for ended in (event.then, event.failure):  # `then` alone does not come after an error
-        ended(pack, unpacked, [line, download, unpacked], queue=False, show_progress="hidden", api_visibility="private")
+        ended(pack, unpacked, [line, download, unpacked, stop], queue=False, show_progress="hidden", api_visibility="private")
     stop.click(None, cancels=[event], queue=False, api_visibility="private")

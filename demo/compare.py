@@ -57,14 +57,13 @@ def build(models: Models, together: int) -> None:
         negative = gr.Textbox(label="Negative prompt", elem_id="compare-negative", max_lines=1, max_length=run.MAX_PROMPT)
     with gr.Row():
         go = gr.Button("Compare", variant="primary", elem_id="compare")
-        stop = gr.Button("Stop", elem_id="compare-stop")
+        stop = gr.Button("Stop", elem_id="compare-stop", interactive=False)
     line = gr.HTML("", elem_id="compare-status", elem_classes="status")
     picture = gr.Image(
-        label="X/Y grid", show_label=False, interactive=False, format="png", elem_id="compare-grid", visible=False,
+        label="X/Y grid", show_label=False, interactive=False, format="png", elem_id="compare-grid",
         buttons=["fullscreen"], alt_text="X/Y grid",
     )  # fmt: skip
-    # Hidden, not absent: what comes into view together with its value may miss the value (here and on the other tabs).
-    with gr.Row(visible="hidden") as exports:
+    with gr.Row(elem_id="compare-exports"):
         as_picture = gr.DownloadButton("Download the grid", elem_id="compare-png")
         as_json = gr.DownloadButton("Download as JSON", elem_id="compare-json")
 
@@ -89,7 +88,7 @@ def build(models: Models, together: int) -> None:
         folder = new_folder(picture.GRADIO_CACHE)
         pictures, scores, found, started = {}, {}, {}, time.monotonic()
         for done, cell in enumerate(cells):
-            yield gr.skip(), status(done, len(cells), time.monotonic() - started), gr.skip(), gr.skip(), gr.skip()
+            yield gr.skip(), status(done, len(cells), time.monotonic() - started), gr.skip(), gr.skip()
             numbers = settings | cell.arguments | {"seed": cell.arguments["seed"] if "seed" in (x, y) else asked}
             with closing(run.draw(
                 models, numbers.pop("model"), picture.GRADIO_CACHE, numbers.pop("prompt"), numbers.pop("seed"), **numbers
@@ -98,7 +97,7 @@ def build(models: Models, together: int) -> None:
                     if step.seed is not None and asked is None and "seed" not in (x, y):
                         asked = step.seed  # drawn for the first cell, the same for all others
                     if step.items is None:
-                        yield gr.skip(), gr.skip(), gr.skip(), gr.skip(), gr.skip()  # a place to stop
+                        yield gr.skip(), gr.skip(), gr.skip(), gr.skip()  # a place to stop
             place, first = (cell.column, cell.row), step.items[0]
             with Image.open(first["path"]) as image:
                 pictures[place] = image.copy()
@@ -118,15 +117,14 @@ def build(models: Models, together: int) -> None:
             said = status(done + 1, len(cells), time.monotonic() - started)
             if done + 1 == len(cells):
                 said = run.said(f"{len(cells)} cells, seed {first['seed'] if 'seed' not in (x, y) else 'varied'}")
-            yield (
-                gr.update(value=str(as_png), visible=True), said, gr.update(visible=True), str(as_png), str(as_text),
-            )  # fmt: skip
+            yield gr.update(value=str(as_png)), said, str(as_png), str(as_text)
 
+    run.stoppable([go.click, prompt.submit], stop)
     event = gr.on(
-        [go.click, prompt.submit], compare, [prompt, *axes, count, seed, negative], [picture, line, exports, as_picture, as_json],
+        [go.click, prompt.submit], compare, [prompt, *axes, count, seed, negative], [picture, line, as_picture, as_json],
         api_name="compare", show_progress="minimal", show_progress_on=line, concurrency_id="sampling",
         concurrency_limit=together, trigger_mode="once",
     )  # fmt: skip
     for ended in (event.then, event.failure):  # `then` alone does not come after an error
-        ended(run.stopped, line, line, queue=False, show_progress="hidden", api_visibility="private")
+        ended(run.ended, line, [line, stop], queue=False, show_progress="hidden", api_visibility="private")
     stop.click(None, cancels=[event], queue=False, api_visibility="private")

@@ -95,14 +95,14 @@ def build(models: Models, together: int, save_recipe: gr.Checkbox, tab: gr.Tab):
         )
     with gr.Row():
         go = gr.Button("Complete", variant="primary", elem_id="complete")
-        stop = gr.Button("Stop", elem_id="complete-stop")
+        stop = gr.Button("Stop", elem_id="complete-stop", interactive=False)
     progress = gr.HTML("", elem_id="complete-status", elem_classes="status")
     previews = gr.HTML("", label="Previews", elem_id="complete-previews")
     gallery = gr.Gallery(
         columns=4, format="png", object_fit="contain", show_label=False, label="Completions", height="auto",
-        elem_id="completions", elem_classes="ranked", buttons=["download"], visible=False,
+        elem_id="completions", elem_classes="ranked", buttons=["download"],
     )  # fmt: skip
-    again = gr.Button("Go on from the chosen one", elem_id="complete-again", visible=False)
+    again = gr.Button("Go on from the chosen one", elem_id="complete-again")
     paths, chosen = gr.State([]), gr.State(None)  # of the completions on show, best first; of the one that was clicked
     entry = gr.Textbox(elem_id="completed", elem_classes="offstage", show_label=False)  # for the history, by the page's script
 
@@ -160,16 +160,15 @@ def build(models: Models, together: int, save_recipe: gr.Checkbox, tab: gr.Tab):
             models, models.source, gallery.GRADIO_CACHE, prompt, asked, save_recipe, num_candidates=count,
             image_tokens=torch.tensor(tokens), keep=torch.tensor(keep), preview_every=run.preview_every(pipe),
         )) as steps:  # fmt: skip
-            hidden = gr.update(visible=False)
             for update in steps:
                 unfinished = gr.skip() if update.previews is None else preview_grid(update.previews)
-                shown = gr.skip() if update.previews is None else hidden
+                shown = gr.skip() if update.previews is None else []
                 if update.items is None:
-                    yield shown, update.line + update.cut, unfinished, gr.skip(), gr.skip(), hidden, gr.skip()
+                    yield shown, update.line + update.cut, unfinished, gr.skip(), gr.skip(), gr.skip()
         items = pool.ranked([item | {"tokens": history.pack(item["tokens"])} for item in update.items])
-        shown = gr.update(value=pool.gallery_items(items, pool.RANKED), visible=True)
+        shown = gr.update(value=pool.gallery_items(items, pool.RANKED))
         names = [item["path"] for item in items]
-        yield shown, update.line + update.cut, "", names, names[0], gr.update(visible=True), history.to_entry(items)
+        yield shown, update.line + update.cut, "", names, names[0], history.to_entry(items)
 
     @on_gpu(60)
     def complete_picture(picture, rows, prompt, count, seed):
@@ -178,9 +177,10 @@ def build(models: Models, together: int, save_recipe: gr.Checkbox, tab: gr.Tab):
         for pictures, line, *_ in complete(grid, mask, prompt, count, seed):
             yield pictures, line
 
+    run.stoppable([go.click, prompt.submit], stop)
     event = gr.on(
         [go.click, prompt.submit], complete, [tokens, keep, prompt, count, seed, save_recipe],
-        [gallery, progress, previews, paths, chosen, again, entry],
+        [gallery, progress, previews, paths, chosen, entry],
         api_name="complete_cells", api_visibility="private", show_progress="minimal", show_progress_on=progress,
         concurrency_id="sampling", concurrency_limit=together, trigger_mode="once",
     )  # fmt: skip
@@ -190,7 +190,7 @@ def build(models: Models, together: int, save_recipe: gr.Checkbox, tab: gr.Tab):
         concurrency_id="sampling", concurrency_limit=together,
     )  # fmt: skip
     for ended in (event.then, event.failure):  # `then` alone does not come after an error
-        ended(run.stopped, progress, progress, queue=False, show_progress="hidden", api_visibility="private")
+        ended(run.ended, progress, [progress, stop], queue=False, show_progress="hidden", api_visibility="private")
     stop.click(None, cancels=[event], queue=False, api_visibility="private")
     entry.change(None, entry, None, js="(text) => { dalleHistory.save(text); }", api_visibility="private")
     built_with = models.source

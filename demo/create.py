@@ -103,13 +103,13 @@ def build(models: Models, demo: gr.Blocks, together: int) -> None:
                     min_width=200, buttons=[],
                 )  # fmt: skip
                 rejected = gr.Checkbox(False, label="The rejected", elem_id="rejected", scale=1, min_width=120)
-            empty = gr.HTML(EMPTY)
+            gr.HTML(EMPTY, elem_id="nothing-yet")
             previews = gr.HTML("", label="Previews", elem_id="previews")
             gallery = gr.Gallery(
                 columns=4, format="png", object_fit="contain", allow_preview=False, show_label=False, height="auto",
-                label="Candidates", elem_id="gallery", elem_classes="ranked", visible=False, buttons=[],
+                label="Candidates", elem_id="gallery", elem_classes="ranked", buttons=[],
             )  # fmt: skip
-        with gr.Column(scale=2, min_width=300), gr.Column(visible="hidden", elem_id="detail") as detail:
+        with gr.Column(scale=2, min_width=300), gr.Column(elem_id="detail"):
             chosen = gr.Image(
                 show_label=False, label="Chosen picture", elem_id="chosen", format="png", interactive=False,
                 buttons=["fullscreen"], height="auto", alt_text="Chosen picture",
@@ -144,8 +144,8 @@ def build(models: Models, demo: gr.Blocks, together: int) -> None:
     inputs = [prompt, negative, candidates, seed, keep_seed, temperature, top_k, top_p, guidance, every, order, drawn, model,
               save_recipe]  # fmt: skip
     shown = {
-        "gallery": gallery, "previews": previews, "kept": kept, "seed": seed, "progress": progress, "notice": notice, "empty": empty,
-        "detail": detail, "chosen": chosen, "table": table, "download": download, "download_all": download_all, "stop": stop, "drawn": drawn,
+        "gallery": gallery, "previews": previews, "kept": kept, "seed": seed, "progress": progress, "notice": notice,
+        "chosen": chosen, "table": table, "download": download, "download_all": download_all, "stop": stop, "drawn": drawn,
         "path": path, "entry": entry, "best": best, "rejected": rejected,
     }  # fmt: skip
 
@@ -158,9 +158,8 @@ def build(models: Models, demo: gr.Blocks, together: int) -> None:
         first = items[0]
         ranks = "ranked" if order == RANKED else []
         return update(
-            gallery=gr.update(value=gallery_items(items, order), visible=True, elem_classes=ranks), kept=items, previews="",
-            empty=gr.update(visible=False), detail=gr.update(visible=True), chosen=first["path"], path=first["path"],
-            table=facts(first, items), download=first["path"], download_all=str(archive),
+            gallery=gr.update(value=gallery_items(items, order), elem_classes=ranks), kept=items, previews="",
+            chosen=first["path"], path=first["path"], table=facts(first, items), download=first["path"], download_all=str(archive),
             best=gr.update(maximum=max(len(items), 2), value=len(items)),  # Gradio makes no slider from 1 to 1
             rejected=False, **more,
         )  # fmt: skip
@@ -200,8 +199,8 @@ def build(models: Models, demo: gr.Blocks, together: int) -> None:
                 if step.previews is not None and not before:
                     changes["previews"] = preview_grid(step.previews)
                     if not seen:  # from here on the grid before is gone
-                        seen, hidden = True, gr.update(visible=False)
-                        changes |= {"gallery": hidden, "kept": [], "empty": hidden, "detail": hidden}
+                        seen = True
+                        changes |= {"gallery": [], "kept": [], "chosen": None}
                 if step.items is None:
                     yield update(progress=step.line, **changes)
         packed = [item | {"tokens": history.pack(item["tokens"])} for item in step.items]
@@ -275,21 +274,13 @@ def build(models: Models, demo: gr.Blocks, together: int) -> None:
             request["prompt"], request["negative_prompt"], *(request["settings"][name] for name in SETTINGS),
         ]  # fmt: skip
 
-    def finish(progress):
-        return run.stopped(progress), gr.update(interactive=False)
-
     restored = [prompt, negative, candidates, temperature, top_k, top_p, guidance]
     outputs = list(shown.values())
     drawing = dict(
         fn=draw, inputs=inputs, outputs=outputs, show_progress="minimal", show_progress_on=progress,
         concurrency_id="sampling", concurrency_limit=together, trigger_mode="once",
     )  # fmt: skip
-    # At once, not with the first token: a run that waits in the queue can be stopped too. Before `draw`: a
-    # trigger's events start one after the other.
-    gr.on(
-        [generate.click, prompt.submit, examples.click, vary.click, more.click], None, None, stop, api_visibility="private",
-        js="() => ({ __type__: 'update', interactive: true })",
-    )  # fmt: skip
+    run.stoppable([generate.click, prompt.submit, examples.click, vary.click, more.click], stop)
     clicked = gr.on([generate.click, prompt.submit], api_visibility="private", **drawing)
     run.endpoint(draw, inputs, outputs, "generate", concurrency_id="sampling", concurrency_limit=together)
     filled = examples.click(lambda sample: sample[0], examples, prompt, api_visibility="private", queue=False)
@@ -304,7 +295,7 @@ def build(models: Models, demo: gr.Blocks, together: int) -> None:
     )  # fmt: skip
     for event in (clicked, from_example, varied, grown, reopened):
         for ended in (event.then, event.failure):  # `then` alone does not come after an error
-            ended(finish, progress, [progress, stop], queue=False, show_progress="hidden", api_visibility="private")
+            ended(run.ended, progress, [progress, stop], queue=False, show_progress="hidden", api_visibility="private")
     stop.click(None, cancels=[clicked, from_example, varied, grown, reopened], queue=False, api_visibility="private")
 
     def change(source):
@@ -437,14 +428,14 @@ def build(models: Models, demo: gr.Blocks, together: int) -> None:
         return [
             recipe["prompt"], recipe["negative_prompt"], numbers["num_candidates"], str(recipe["seed"]), True,
             numbers["temperature"], numbers["top_k"], numbers["top_p"], numbers["guidance_scale"],
-            gr.update(value=gallery_items([item], RANKED), visible=True), "", [item], gr.update(visible=False),
-            gr.update(visible=True), picture, facts(item, [item]), picture, picture, picture,
+            gallery_items([item], RANKED), "", [item],
+            picture, facts(item, [item]), picture, picture, picture,
         ]  # fmt: skip
 
     dropped = saved.upload(
         restore, saved,
-        [prompt, negative, candidates, seed, keep_seed, temperature, top_k, top_p, guidance, gallery, previews, kept, empty, detail,
-         chosen, table, download, download_all, path],
+        [prompt, negative, candidates, seed, keep_seed, temperature, top_k, top_p, guidance, gallery, previews, kept, chosen, table,
+         download, download_all, path],
         api_visibility="private",
     )  # fmt: skip
     return to_complete, path, prompt, save_recipe, dropped

@@ -78,7 +78,17 @@ CSS = """
   color: var(--body-text-color-subdued); font-variant-numeric: tabular-nums; }
 .line b { color: var(--body-text-color); font-weight: 600; }
 .notice { border-left: 3px solid #e8590c; padding: .4rem .8rem; font-size: .92rem; margin-top: .5rem; }
-#notice:not(:has(.notice)), :is(#previews, #complete-previews):not(:has(img)) { display: none; }
+#notice:not(:has(.notice)) { display: none; }
+/* What shows a picture comes into view with its picture, and so does what acts on it. All of it is part of the page from the
+   start: Gradio may lose a value that arrives together with its component, and does not hide "hidden" rows and columns. */
+:is(#gallery, #previews, #completions, #complete-previews, #kept-view, #tokens-grid, #tokens-slider, #tokens-error, #compare-grid,
+  #augmented, #model-evaluation):not(:has(img)),
+.tabitem:not(:has(#chosen img)) #detail, .tabitem:not(:has(#tiled img)) #tile-shown,
+.tabitem:not(:has(#completions img)) #complete-again, .tabitem:not(:has(#tokens-grid img)) #tokens-cell,
+.tabitem:not(:has(#compare-grid img)) #compare-exports, #vote:not(:has(img)) :is(#vote-pair, #vote-buttons),
+.tabitem:not(:has(:is(#chosen, #previews) img)) #order-row, .tabitem:has(:is(#chosen, #previews) img) #nothing-yet
+  { display: none; }
+.tabitem:not(:has(#chosen img)) #order-row { visibility: hidden; }  /* while a grid is drawn: what is below keeps its place */
 .notice s { opacity: .65; }
 :is(#gallery, #completions) { background: transparent; }
 :is(#gallery, #completions) .grid-wrap { max-height: none; }

@@ -65,6 +65,18 @@ def stopped(line: str):
     return STOPPED if line == STARTING or "Drawing" in line else gr.skip()
 
 
+def ended(line: str):
+    """After the end of a run: the line as of `stopped`, and Stop, which has nothing to stop."""
+    return stopped(line), gr.update(interactive=False)
+
+
+def stoppable(triggers: list, stop: gr.Button) -> None:
+    """Stop can be used from the click on, not from the first token: a run that waits in the queue can be stopped too. To be
+    called before the run's own event is made: a trigger's events start one after the other."""
+    js = "() => ({ __type__: 'update', interactive: true })"
+    gr.on(triggers, None, None, stop, js=js, api_visibility="private")
+
+
 def cut_notice(used: str, dropped: str, what: str = "prompt") -> str:
     if not dropped:
         return ""

@@ -24,7 +24,7 @@ def tiled(tile: Image.Image) -> Image.Image:
 
 def build(models: Models, button: gr.Button, kept: gr.State, path: gr.State) -> None:
     """Adds what `button` shows of the chosen picture, the one of `kept` that is at `path`."""
-    with gr.Column(visible="hidden", elem_id="tile-shown") as column:
+    with gr.Column(elem_id="tile-shown"):
         preview = gr.Image(
             show_label=False, label="The seamless tile, nine times", interactive=False, format="png", elem_id="tiled",
             buttons=["fullscreen"], alt_text="The seamless tile, nine times",
@@ -52,8 +52,8 @@ def build(models: Models, button: gr.Button, kept: gr.State, path: gr.State) -> 
             raise run.sentence(error) from None
         except OSError as error:
             raise gr.Error(f"The pictures could not be saved: {error.strerror or error}.", print_exception=False) from None
-        return gr.update(visible=True), tiled(tile), str(folder / name)
+        return tiled(tile), str(folder / name)
 
-    button.click(make, [kept, path], [column, preview, download], api_visibility="private", concurrency_limit=2)
-    close.click(lambda: gr.update(visible="hidden"), None, column, queue=False, api_visibility="private")
-    path.change(lambda: gr.update(visible="hidden"), None, column, queue=False, show_progress="hidden", api_visibility="private")
+    button.click(make, [kept, path], [preview, download], api_visibility="private", concurrency_limit=2)
+    close.click(lambda: None, None, preview, queue=False, api_visibility="private")
+    path.change(lambda: None, None, preview, queue=False, show_progress="hidden", api_visibility="private")

@@ -87,7 +87,7 @@ def build(models: Models) -> None:
                 label="Reconstruction, cell by cell", interactive=False, elem_id="tokens-grid", format="png", buttons=[],
                 alt_text="Reconstruction, cell by cell",
             )  # fmt: skip
-            with gr.Row():
+            with gr.Row(elem_id="tokens-cell"):
                 number = gr.Number(label="Token of the clicked cell", precision=0, elem_id="token", interactive=False)
                 change = gr.Button("Change it", elem_id="token-change", interactive=False)
     with gr.Row():

@@ -31,7 +31,7 @@ def build(kept: gr.State) -> None:
     pair = gr.State(None)
     with gr.Accordion("Blind vote: which fits the prompt better?", open=False, elem_id="vote") as fold:
         asked = gr.HTML("Draw two or more candidates first.", elem_id="vote-asked")
-        with gr.Row():
+        with gr.Row(elem_id="vote-pair"):
             pictures = [
                 gr.Image(
                     label=f"Candidate {name}", elem_id=f"vote-{name.lower()}", format="png",
@@ -39,7 +39,7 @@ def build(kept: gr.State) -> None:
                 )
                 for name in "AB"
             ]  # fmt: skip
-        with gr.Row():
+        with gr.Row(elem_id="vote-buttons"):
             buttons = [
                 gr.Button(f"{name} fits better", elem_id=f"vote-for-{name.lower()}", min_width=100) for name in "AB"
             ]
