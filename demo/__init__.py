@@ -85,4 +85,5 @@ def launch_options(studio: Studio, public: bool = False, proxies: int = 0, login
         "pwa": True,
         "app_kwargs": {"middleware": [Middleware(Bounds, budgets=studio.budgets, proxies=proxies)]},
         "mcp_server": not login,
+        "_frontend": False,  # else Gradio gives up when its own page does not answer within 3 seconds, as on a busy machine
     }

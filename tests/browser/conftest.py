@@ -76,7 +76,7 @@ def serve(folder, together=1, public=False):
         tell("Downloading kuprel/min-dalle: 10 MB of 20 MB, 5.0 MB/s, 2 s left")
         return pipe if source == "tiny" else other
 
-    studio = open_studio(pipe, "tiny", None if public else load, public=public)
+    studio = gate.studio = open_studio(pipe, "tiny", None if public else load, public=public)
     demo = create_demo(studio, together=together)
     _, url, _ = demo.launch(prevent_thread_lock=True, quiet=True, **launch_options(studio, public))
     yield url, gate
