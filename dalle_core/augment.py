@@ -183,7 +183,7 @@ def _row(prompt: str, count, where: str) -> Row:
         raise InputError(f"{where} has no prompt.")
     try:
         whole = int(count)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         whole = 0
     if not 1 <= whole <= MAX_COUNT:
         raise InputError(f"{where}: the count is {str(count)[:40]!r}; it must be a whole number from 1 to {MAX_COUNT:,}.")
@@ -230,8 +230,15 @@ def augment(
 
 
 def cut_prompts(pipe: DallePipeline, rows: list[Row]) -> int:
-    """How many of the prompts are longer than the model reads."""
-    return sum(bool(pipe.fit_prompt(row.prompt)[1]) for row in rows)
+    """How many of the prompts are longer than the model reads; one of which it reads nothing is left to `augment` to name."""
+
+    def is_cut(row: Row) -> bool:
+        try:
+            return bool(pipe.fit_prompt(row.prompt)[1])
+        except InputError:
+            return False
+
+    return sum(map(is_cut, rows))
 
 
 def _check(pipe, rows, seed, threshold, best, sampling) -> dict:
@@ -436,12 +443,22 @@ project that drew it (`--data`).
 """
 
 
+def _metadata(out: Path) -> bytes:
+    """The whole lines of a data set's metadata so far: a run may be writing its next one."""
+    path = out / "metadata.jsonl"
+    content = path.read_bytes() if path.exists() else b""
+    return content[: content.rfind(b"\n") + 1]
+
+
+def names_in(out: str | Path) -> list[str]:
+    """The pictures of a data set, as far as it has come."""
+    return [json.loads(line)["file_name"] for line in _metadata(Path(out)).splitlines()]
+
+
 def archive(out: str | Path, target: str | Path) -> int:
     """Writes the data set, as far as it has come, as a zip at `target`. Returns the number of pictures."""
     out, target = Path(out), Path(target)
-    metadata = out / "metadata.jsonl"
-    content = metadata.read_bytes() if metadata.exists() else b""
-    content = content[: content.rfind(b"\n") + 1]  # a run may be writing its next line
+    content = _metadata(out)
     names = [json.loads(line)["file_name"] for line in content.splitlines()]
     with tempfile.NamedTemporaryFile(dir=target.parent, delete=False) as part:
         with zipfile.ZipFile(part, "w", zipfile.ZIP_STORED) as zip_:  # PNGs are compressed already

@@ -24,8 +24,8 @@ def free_bytes(device: torch.device) -> int:
         return torch.cuda.mem_get_info(device)[0] + kept
     free = psutil.virtual_memory().available
     try:
-        limit = int((CGROUP / "memory.max").read_text())
-        free = min(free, limit - int((CGROUP / "memory.current").read_text()))
+        limit = int((CGROUP / "memory.max").read_text(encoding="utf-8"))
+        free = min(free, limit - int((CGROUP / "memory.current").read_text(encoding="utf-8")))
     except (OSError, ValueError):  # no container, or no limit ("max")
         pass
     return max(free, 0)

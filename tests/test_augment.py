@@ -37,7 +37,7 @@ def run(pipe, out, rows=ROWS, seed=7, threshold=THRESHOLD, **arguments):
 
 
 def lines(out) -> list[dict]:
-    return [json.loads(line) for line in (out / "metadata.jsonl").read_text().splitlines()]
+    return [json.loads(line) for line in (out / "metadata.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
 def contents(out) -> dict:
@@ -75,7 +75,7 @@ def test_a_data_set_of_those_that_fit(tiny_pipeline, tmp_path):
             assert np.array_equal(np.array(image), np.array(expected.image))
             assert json.loads(image.text["dalle"])["tokens"] == expected.tokens.tolist()
     assert list(seeds.values()).count("a red fox") == 2  # equal prompts, different seeds
-    card = (tmp_path / "README.md").read_text()
+    card = (tmp_path / "README.md").read_text(encoding="utf-8")
     assert "**tiny**" in card and "unknown" in card and "0.05" in card and "seed: `7`" in card
 
 
@@ -179,7 +179,7 @@ def test_closed_between_two_tokens_it_goes_on_and_draws_only_the_rest(whole, own
 
 
 def test_a_process_that_is_killed_goes_on(tiny_pipeline, saved, tmp_path):
-    (tmp_path / "prompts.txt").write_text("a red fox\ntwo apples\n")
+    (tmp_path / "prompts.txt").write_text("a red fox\ntwo apples\n", encoding="utf-8")
     arguments = ["augment", str(tmp_path / "prompts.txt"), str(tmp_path / "out"), "--model", str(saved), "--count", "3000"]
     process = subprocess.Popen([sys.executable, "-m", "dalle_core", *arguments], cwd=ROOT, stderr=subprocess.DEVNULL)
     metadata = tmp_path / "out" / "metadata.jsonl"
@@ -219,15 +219,15 @@ def test_another_runs_folder_is_refused(tiny_pipeline, tmp_path, changes, messag
 
 
 def test_folders_that_cannot_be_used_are_named(tiny_pipeline, tmp_path):
-    (tmp_path / "file").write_text("x")
+    (tmp_path / "file").write_text("x", encoding="utf-8")
     (tmp_path / "own").mkdir()
-    (tmp_path / "own" / "metadata.jsonl").write_text("{}\n")
+    (tmp_path / "own" / "metadata.jsonl").write_text("{}\n", encoding="utf-8")
     for out, message in (("file", "cannot be written"), ("file/below", "cannot be written"), ("own", "is not empty")):
         with pytest.raises(InputError, match=message):
             run(tiny_pipeline, tmp_path / out)
-    assert (tmp_path / "own" / "metadata.jsonl").read_text() == "{}\n"
+    assert (tmp_path / "own" / "metadata.jsonl").read_text(encoding="utf-8") == "{}\n"
     (tmp_path / "damaged").mkdir()
-    (tmp_path / "damaged" / ".augment.json").write_text("[]")
+    (tmp_path / "damaged" / ".augment.json").write_text("[]", encoding="utf-8")
     with pytest.raises(InputError, match="damaged"):
         run(tiny_pipeline, tmp_path / "damaged")
     steps = augment.augment(tiny_pipeline, ROWS, tmp_path / "busy", 7, THRESHOLD)
@@ -319,12 +319,12 @@ def test_tables_that_are_refused(tmp_path, content, message):
 
 
 def test_lines_of_text_and_many_rows(tmp_path):
-    (tmp_path / "a.txt").write_text("a red fox\n\n  two apples \r\n")
+    (tmp_path / "a.txt").write_text("a red fox\n\n  two apples \r\n", encoding="utf-8")
     assert read_prompts(tmp_path / "a.txt", 2) == [Row("a red fox", 2), Row("two apples", 2)]
     assert rows_of(["a\x00 fox\ud800", " "], 1) == [Row("a fox", 1)]
     with pytest.raises(InputError, match="cannot be read"):
         read_prompts(tmp_path / "none.csv", 2)
-    (tmp_path / "many.csv").write_text("prompt\n" + "a fox\n" * 10**5)
+    (tmp_path / "many.csv").write_text("prompt\n" + "a fox\n" * 10**5, encoding="utf-8")
     started = time.monotonic()
     with pytest.raises(InputError, match="These are 100,000 and 200,000.*python -m dalle_core augment"):
         asked_for("", str(tmp_path / "many.csv"), 2)
@@ -337,7 +337,8 @@ def test_lines_of_text_and_many_rows(tmp_path):
 
 
 def test_augment_command(saved, tmp_path, capsys):
-    (tmp_path / "a.csv").write_text("prompt,count\na red fox,3\na fox and a banana on a purple background in noto style,2\n")
+    lines = "prompt,count\na red fox,3\na fox and a banana on a purple background in noto style,2\n"
+    (tmp_path / "a.csv").write_text(lines, encoding="utf-8")
     arguments = ["augment", str(tmp_path / "a.csv"), str(tmp_path / "out"), "--model", str(saved), "--seed", "7"]
     main(arguments)
     out = capsys.readouterr().out
@@ -396,7 +397,7 @@ def ask(client, **changes):
 
 
 def test_the_endpoint_draws_the_data_set_that_the_core_draws(client, tiny_pipeline, tmp_path):
-    (tmp_path / "a.csv").write_text("prompt,count\n=1+1 fox <b>,2\n")
+    (tmp_path / "a.csv").write_text("prompt,count\n=1+1 fox <b>,2\n", encoding="utf-8")
     _, line, zipped = ask(client, file=handle_file(str(tmp_path / "a.csv")))
     assert "8 pictures drawn, 8 kept, 0 rejected, seed 7" in line
     run(tiny_pipeline, tmp_path / "out", [Row("a red fox", 3), Row("two apples", 3), Row("=1+1 fox <b>", 2)], threshold=None)

@@ -1,10 +1,10 @@
-"""What a public host gets: a Space's files, a page with bounds, endpoints for programs."""
+"""What a public host gets: a Space's files, a page with bounds."""
 
-import base64
 import inspect
 import json
 import pickle
 import sys
+from dataclasses import replace
 from functools import wraps
 from types import SimpleNamespace
 
@@ -14,13 +14,19 @@ import huggingface_hub
 import pytest
 import yaml
 from gradio.routes import App
-from gradio_client import Client, handle_file
-from gradio_client.exceptions import AppError
-from PIL import Image, PngImagePlugin
+from gradio_client import Client
+from PIL import Image
 from starlette.testclient import TestClient
 
-from demo import Models, about, create_demo, launch_options, pictures, public, run, space, tokens
+from dalle_core import InputError
+from dalle_core.augment import rows_of
+from dalle_core.request import DrawingRequest
+from dalle_core.studio.budgets import OWN, PUBLIC, Budgets
+from dalle_core.studio.holder import Loaded
+from dalle_core.studio.pool import to_entry
+from demo import create_demo, launch_options, open_studio, public, space
 from demo.gpu import on_gpu
+from demo.tabs import model
 
 
 class Hub:
@@ -43,7 +49,7 @@ def test_a_space_gets_the_page_the_core_and_the_model_and_nothing_else():
     (_, _, made), (_, repo, paths) = hub.calls
     assert made["repo_type"] == "space" and made["space_sdk"] == "gradio" and repo == "someone/icons"
     assert {"app.py", "requirements.txt", "README.md", "demo/__init__.py", "dalle_core/checkpoints/vqgan.py"} <= set(paths)
-    assert {"assets/emoji/model_index.json", "demo/dice.svg"} <= set(paths)
+    assert {"assets/emoji/model_index.json", "demo/static/dice.svg", "demo/static/history.js"} <= set(paths)
     folders = {path.split("/")[0] for path in paths if "/" in path}
     assert folders == {"demo", "dalle_core", "assets"} and not any("pycache" in path or "screenshots" in path for path in paths)
 
@@ -72,24 +78,31 @@ def test_what_goes_wrong_is_one_line(monkeypatch, capsys, error, said):
 
 def test_a_page_offers_no_more_than_its_model_allows(own_pipeline):
     own_pipeline.max_candidates = 16
-    demo = create_demo(Models(own_pipeline, "tiny"))
+    studio = open_studio(own_pipeline, "tiny")
+    demo = create_demo(studio)
     sliders = {block.elem_id: block for block in demo.blocks.values() if getattr(block, "elem_id", None)}
     assert sliders["candidates"].maximum == 16
-    assert launch_options(public=True)["state_session_capacity"] < launch_options()["state_session_capacity"]
+    assert launch_options(studio, public=True)["state_session_capacity"] < launch_options(studio)["state_session_capacity"]
+
+
+FEW = replace(PUBLIC, places=2)
 
 
 @pytest.fixture
-def visit(own_pipeline, monkeypatch):
+def visit(tiny_pipeline, tmp_path, monkeypatch):
     """Makes visitors of one page by their address; its queue takes requests and works on none, so that they wait."""
-    monkeypatch.delenv("SPACE_ID", raising=False)
-    monkeypatch.setattr(public, "PLACES", 2)
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "cache"))
     apps = {}
 
-    def visit(host, is_public=True, **headers):
-        if is_public not in apps:
-            demo = create_demo(Models(own_pipeline, "tiny"))
-            apps[is_public] = App.create_app(demo, app_kwargs=launch_options(is_public)["app_kwargs"])
-        return TestClient(apps[is_public], client=(host, 1), headers=headers)
+    def visit(host, is_public=True, proxies=0, budget=FEW, **headers):
+        which = is_public, proxies, budget
+        if which not in apps:
+            studio = open_studio(tiny_pipeline, "tiny")
+            studio.budgets = Budgets(budget if is_public else OWN)
+            options, demo = launch_options(studio, is_public, proxies), create_demo(studio)
+            demo.max_file_size = None  # as `launch` does
+            apps[which] = App.create_app(demo, app_kwargs=options["app_kwargs"])
+        return TestClient(apps[which], client=(host, 1), headers=headers)
 
     return visit
 
@@ -102,37 +115,139 @@ def call(visitor):
     return visitor.post("/gradio_api/call/reconstruct", json={"data": [None]})
 
 
+def upload(visitor, size=1000, **options):
+    return visitor.post("/gradio_api/upload", files={"files": ("a.png", bytes(size))}, **options)
+
+
+def cheap(visitor):
+    return visitor.post("/gradio_api/run/no-such", json={"data": [None]})
+
+
 @pytest.mark.parametrize("way", [join, call])
 def test_an_address_holds_few_places_of_the_queue_and_another_is_not_affected(visit, way):
     assert [way(visit("192.0.2.1")).status_code for _ in range(4)] == [200, 200, 429, 429]
-    assert "2 of your requests are waiting already" in way(visit("192.0.2.1")).json()["detail"]
+    assert "2 of your requests are waiting or running already" in way(visit("192.0.2.1")).json()["detail"]
     assert way(visit("192.0.2.2")).status_code == 200
 
 
-def test_an_address_joins_the_queue_only_so_often(visit, monkeypatch):
-    monkeypatch.setattr(public, "PLACES", 1000)
+def test_what_is_running_takes_a_place_too(visit):
+    assert [join(visit("192.0.2.1")).status_code for _ in range(2)] == [200, 200]
+    queue = visit("192.0.2.1").app.get_blocks()._queue
+    queue.active_jobs = [None, None]
+    for place in range(2):  # as Gradio does when a worker is free
+        events, _, _ = queue.get_events()
+        queue.active_jobs[place] = events
+        assert join(visit("192.0.2.1")).status_code == 429
+    assert len(queue) == 0 and join(visit("192.0.2.2")).status_code == 200
+    queue.active_jobs[0] = None
+    assert join(visit("192.0.2.1")).status_code == 200
+
+
+@pytest.mark.parametrize("way", [join, call, cheap, upload])
+def test_an_address_asks_only_so_often(visit, monkeypatch, way):
     monkeypatch.setattr(public, "RATE", public.parse("3/minute"))
-    assert [join(visit("192.0.2.1")).status_code for _ in range(5)] == [200, 200, 200, 429, 429]
-    assert "too many requests" in join(visit("192.0.2.1")).json()["detail"]
-    assert join(visit("192.0.2.2")).status_code == 200
-    assert visit("192.0.2.1").get("/gradio_api/info").status_code == 200
+    monkeypatch.setattr("time.time", lambda: 6_000_000.0)
+    many = replace(PUBLIC, places=1000)
+    codes = [way(visit("192.0.2.1", budget=many)).status_code for _ in range(5)]
+    assert 429 not in codes[:3] and codes[3:] == [429, 429]
+    assert "too many requests" in way(visit("192.0.2.1", budget=many)).json()["detail"]
+    assert way(visit("192.0.2.2", budget=many)).status_code != 429
+    assert visit("192.0.2.1", budget=many).get("/gradio_api/info").status_code == 200
+
+
+def test_an_address_uploads_only_so_much(visit):
+    small = replace(PUBLIC, upload_bytes=300_000)
+    assert [upload(visit("192.0.2.1", budget=small), 100_000).status_code for _ in range(3)] == [200, 200, 429]
+    refused = upload(visit("192.0.2.1", budget=small), 100_000).json()["detail"]
+    assert "MB of uploads within 10 minutes, and yours are used up. Try again in" in refused
+    assert upload(visit("192.0.2.2", budget=small), 100_000).status_code == 200
+
+
+def test_an_upload_that_does_not_say_its_length_is_counted_as_it_comes(visit):
+    small, sent = replace(PUBLIC, upload_bytes=300_000), []
+
+    def body():
+        yield b'--x\r\nContent-Disposition: form-data; name="files"; filename="a.png"\r\n\r\n'
+        for _ in range(8):
+            sent.append(1)
+            yield bytes(60_000)
+        yield b"\r\n--x--\r\n"
+
+    visitor = visit("192.0.2.1", budget=small)
+    answer = visitor.post("/gradio_api/upload", content=body(), headers={"Content-Type": "multipart/form-data; boundary=x"})
+    assert answer.status_code == 429 and "MB of uploads" in answer.json()["detail"]
+
+
+def test_what_is_no_upload_has_a_largest_size(visit, monkeypatch):
+    monkeypatch.setattr(public, "LARGEST", 10_000)
+    data = {"data": ["x" * 20_000], "session_hash": "a", "fn_index": 0}
+    for path in ("queue/join", "call/recognise", "run/x", "mcp/"):
+        assert visit("192.0.2.1").post(f"/gradio_api/{path}", json=data).status_code == 413
+    pieces = iter([b'{"data": ["', bytes(20_000), b'"]}'])
+    answer = visit("192.0.2.1").post("/gradio_api/queue/join", content=pieces, headers={"Content-Type": "application/json"})
+    assert answer.status_code == 413 and "too large" in answer.json()["detail"]
 
 
 def test_without_public_mode_there_is_no_bound(visit):
-    assert {join(visit("192.0.2.1", is_public=False)).status_code for _ in range(5)} == {200}
+    assert {way(visit("192.0.2.1", is_public=False)).status_code for _ in range(5) for way in (join, upload)} == {200}
 
 
-def test_a_forged_address_does_not_help(visit, monkeypatch):
-    forged = [{"X-Forwarded-For": f"198.51.100.{i}"} for i in range(3)]
-    assert [join(visit("192.0.2.1", **headers)).status_code for headers in forged] == [200, 200, 429]
-    monkeypatch.setenv("SPACE_ID", "someone/icons")  # all visitors come from the Space's proxy, which names them last
+@pytest.mark.parametrize("is_public", [False, True])
+def test_what_the_page_does_not_use_is_not_there(visit, is_public):
+    """These write to the disk, start a program or fetch files for strangers."""
+    visitor = visit("192.0.2.1", is_public)
+    join(visitor)
+    for method, path in [("GET", "deep_link?session_hash=a"), ("POST", "process_recording"), ("POST", "component_server"),
+                         ("GET", "file=http://192.0.2.7/x.png"), ("GET", "file=https://192.0.2.7/x.png"), ("POST", "vibe-edit"),
+                         ("GET", "proxy=https://a.hf.space/x")]:  # fmt: skip
+        answer = visitor.request(method, f"/gradio_api/{path}")
+        assert answer.status_code == 404 and answer.json() == {"detail": public.NOT_HERE}
+
+
+def test_a_function_that_is_not_there_is_a_sentence(visit):
+    for fn_index in (10_000, -1):
+        body = {"data": [], "fn_index": fn_index, "session_hash": "a"}
+        answer = visit("192.0.2.1").post("/gradio_api/queue/join", json=body)
+        assert (answer.status_code, answer.json()["detail"]) == (400, public.UNCLEAR)
+
+
+def codes(visit, headers, host="192.0.2.1", **options):
+    return [join(visit(host, **options, **{"X-Forwarded-For": entries})).status_code for entries in headers]
+
+
+def test_without_proxies_a_forged_address_does_not_help(visit):
+    assert codes(visit, [f"198.51.100.{i}" for i in range(3)]) == [200, 200, 429]
+
+
+@pytest.mark.parametrize("proxies, tail", [(1, ""), (2, ", 192.0.2.8"), (3, ", 192.0.2.7,192.0.2.8")])
+def test_behind_proxies_the_visitor_is_who_the_first_of_them_saw(visit, proxies, tail):
     for visitor in ("203.0.113.1", "203.0.113.2"):
-        proxied = [{"X-Forwarded-For": f"198.51.100.{i}, {visitor}"} for i in range(3)]
-        assert [join(visit("192.0.2.9", **headers)).status_code for headers in proxied] == [200, 200, 429]
+        forged = [f"198.51.100.{i}, {visitor}{tail}" for i in range(3)]
+        assert codes(visit, forged, proxies=proxies) == [200, 200, 429]
+
+
+def test_what_came_past_the_proxies_counts_by_its_connection(visit):
+    assert codes(visit, [f"198.51.100.{i}" for i in range(3)], proxies=2) == [200, 200, 429]
+    nonsense = ["", "unknown", "a" * 10_000]
+    assert codes(visit, nonsense, host="192.0.2.2", proxies=1) == [200, 200, 429]
+
+
+def test_a_household_with_ipv6_is_one_visitor(visit):
+    assert codes(visit, [f"2001:db8:1:2::{i}" for i in (1, 2, 3)], proxies=1) == [200, 200, 429]
+    assert codes(visit, ["2001:db8:1:3::1"], proxies=1) == [200]
+    assert codes(visit, ["::ffff:203.0.113.5", "203.0.113.5:4711", "203.0.113.5"], proxies=1) == [200, 200, 429]
+
+
+@pytest.mark.parametrize("host, visitor", [
+    ("2001:db8::7", "2001:db8::/64"), ("[2001:db8::7]:80", "2001:db8::/64"), ("fe80::1%eth0", "fe80::/64"), (" 192.0.2.1 ", "192.0.2.1"),
+    ("192.0.2.1:80", "192.0.2.1"), ("::ffff:192.0.2.1", "192.0.2.1"), ("", None), ("localhost", None), ("1.2.3", None), ("[", None),
+])  # fmt: skip
+def test_how_an_address_counts(host, visitor):
+    assert public.counted(host) == visitor
 
 
 def test_all_that_draws_shares_one_bound_of_how_many_at_once(own_pipeline):
-    demo = create_demo(Models(own_pipeline, "tiny"), together=3)
+    demo = create_demo(open_studio(own_pipeline, "tiny"), together=3)
     # Gradio takes the lowest of all; one without a limit would bring them down to its default of one.
     assert {fn.concurrency_limit for fn in demo.fns.values() if fn.concurrency_id == "sampling"} == {3}
 
@@ -222,38 +337,39 @@ def test_on_zerogpu_a_handler_is_lent_a_gpu_and_closing_it_stops_the_work(zero_g
     assert ended
 
 
-def test_on_zerogpu_all_that_draws_asks_for_a_gpu(zero_gpu, own_pipeline):
-    demo = create_demo(Models(own_pipeline, "tiny"))
-    drawing = [event for event in demo.fns.values() if event.concurrency_id == "sampling"]
-    assert len(drawing) > 5 and [event.api_name for event in drawing if not hasattr(event.fn, "zerogpu")] == []
-
-
-def test_on_zerogpu_handlers_take_and_give_what_can_be_sent(zero_gpu, own_pipeline, tmp_path, monkeypatch):
+def test_on_zerogpu_all_that_computes_asks_for_a_gpu_and_what_it_takes_and_gives_can_be_sent(
+    zero_gpu, own_pipeline, tmp_path, monkeypatch
+):
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
-    demo = create_demo(Models(own_pipeline, "tiny"))
-    handlers = {event.api_name: event.fn for event in demo.fns.values()}
-    picture = own_pipeline("a red fox", num_candidates=1, seed=1).candidates[0].image
-    picture.save(tmp_path / "fox.png")
-    assert "two apples" in handlers["recognise"](str(tmp_path / "fox.png"), "a fox\ntwo apples")
-    with pytest.raises(gr.Error, match="Choose a picture first") as refused:
-        handlers["recognise"](None, "a fox")
-    assert not refused.value.print_exception
-    *_, (grid, line, *_) = handlers["compare"]("a red fox", "prompt", "fox, apple", "–", "", 2, "7", "")
-    assert "2 cells, seed 7" in line and Image.open(grid["value"]).width > 0
-    with pytest.raises(gr.Error, match="is not in the prompt"):
-        next(handlers["compare"]("a red fox", "prompt", "dog, cat", "–", "", 2, "7", ""))
-    assert zero_gpu.asked == [30, 30, 120, 120]
+    expected = own_pipeline("a red fox", num_candidates=2, seed=7).candidates
+    computed = []
+    own_pipeline.prior.register_forward_hook(lambda *_: computed.append(zero_gpu.lent))
+    own_pipeline.image_tokenizer.decoder.register_forward_hook(lambda *_: computed.append(zero_gpu.lent))
+    own_pipeline.prior.head.register_forward_hook(lambda *_: computed.append(zero_gpu.lent))
+    own_pipeline.clip.vision_model.register_forward_hook(lambda *_: computed.append(zero_gpu.lent))
+    studio = open_studio(own_pipeline, "tiny")
+    *_, last = studio.draw("a", DrawingRequest("a red fox", num_candidates=2, seed=7), preview_every=4)
+    [first, second] = last.pictures
+    assert [picture.drawn.tokens.tolist() for picture in last.pictures] == [one.tokens.tolist() for one in expected]
+    path = str(studio.download("a", first))
+    assert studio.tokens_of("a", path) == first.drawn.tokens.tolist() and studio.open_saved("a", path).drawn.seed == 7
+    assert studio.recognise("a", path, ["a fox", "two apples"])[0].text in ("a fox", "two apples")
+    studio.tile("a", second), list(studio.draw_again("a", to_entry(last.pictures)))
+    list(studio.augment("a", rows_of(["a fox"], 2), seed=1))
+    with pytest.raises(InputError, match="prompt is empty"):
+        list(studio.draw("a", DrawingRequest("")))
+    assert computed and all(computed) and set(zero_gpu.asked) == {120}
 
 
 def test_the_card_comes_without_its_front_matter(tmp_path):
-    assert about.card(str(tmp_path)) == ""
-    (tmp_path / "README.md").write_text("---\nlicense: mit\n---\n\n# A model\n")
-    assert about.card(str(tmp_path)).strip() == "# A model"
-    assert "kept out" in about.card("emoji").lower()
+    assert model.card(str(tmp_path)) == ""
+    (tmp_path / "README.md").write_text("---\nlicense: mit\n---\n\n# A model\n", encoding="utf-8")
+    assert model.card(str(tmp_path)).strip() == "# A model"
+    assert "kept out" in model.card("emoji").lower()
 
 
 def test_the_table_of_parts_counts_what_is_saved(tiny_pipeline):
-    table = about.sizes(tiny_pipeline)
+    table = model.sizes(Loaded.of("tiny", tiny_pipeline))
     assert "VQModel" in table and "GPTPrior" in table and "CLIPModel" in table
 
 
@@ -261,62 +377,12 @@ def test_the_table_of_parts_counts_what_is_saved(tiny_pipeline):
 def client(tiny_pipeline, tmp_path_factory):
     patch = pytest.MonkeyPatch()
     patch.setenv("GRADIO_TEMP_DIR", str(tmp_path_factory.mktemp("gradio")))
-    demo = create_demo(Models(tiny_pipeline, "tiny"))
-    _, url, _ = demo.launch(prevent_thread_lock=True, quiet=True, **launch_options())
+    studio = open_studio(tiny_pipeline, "tiny")
+    demo = create_demo(studio)
+    _, url, _ = demo.launch(prevent_thread_lock=True, quiet=True, **launch_options(studio))
     yield Client(url, verbose=False, download_files=str(tmp_path_factory.mktemp("downloads")))
     demo.close()
     patch.undo()
-
-
-def test_the_endpoints_have_plain_names(client):
-    named = client.view_api(return_format="dict", print_info=False)["named_endpoints"]
-    assert set(named) == {"/generate", "/complete", "/reconstruct", "/recognise", "/compare", "/augment"}
-
-
-def mcp(client, method, **parameters):
-    """What a program that speaks MCP gets, over HTTP."""
-    answer = httpx.post(
-        f"{client.src_prefixed}mcp/", headers={"Accept": "application/json, text/event-stream"}, timeout=60,
-        json={"jsonrpc": "2.0", "id": 1, "method": method, "params": parameters},
-    )  # fmt: skip
-    answer.raise_for_status()
-    [message] = [json.loads(line[5:]) for line in answer.text.splitlines() if line.startswith("data: {")]
-    return message["result"]
-
-
-def test_the_endpoints_are_mcp_tools_under_the_same_names(client):
-    tools = {tool["name"]: tool for tool in mcp(client, "tools/list")["tools"]}
-    assert set(tools) == {"generate", "complete", "reconstruct", "recognise", "compare", "augment"}
-    assert all(tool["description"] for tool in tools.values())
-    assert {"prompt", "seed"} <= set(tools["generate"]["inputSchema"]["properties"])
-
-
-def test_a_picture_is_recognised_over_mcp(client, tiny_pipeline, tmp_path):
-    tiny_pipeline("a red fox", num_candidates=1, seed=1).candidates[0].image.save(tmp_path / "fox.png")
-    url = "data:image/png;base64," + base64.b64encode((tmp_path / "fox.png").read_bytes()).decode()
-    answer = mcp(client, "tools/call", name="recognise", arguments={"path": url, "labels": "a fox\ntwo apples"})
-    assert not answer.get("isError") and "two apples" in answer["content"][0]["text"]
-
-
-def test_an_endpoint_for_programs_has_no_state():
-    with gr.Blocks() as demo:
-        text, state, count, line = gr.Textbox(), gr.State(3), gr.Number(), gr.HTML()
-
-        def once(text, state, count=2):
-            """Says it."""
-            return "secret", text * count, state
-
-        def often(text, state, count=2):
-            yield from [once(text, state, count)] * 2
-
-        for handler in (once, often):
-            run.endpoint(handler, [text, state, count], [state, text, line], handler.__name__, queue=False)
-    one, several = demo.fns.values()
-    for event in (one, several):
-        assert event.inputs == [text, count] and event.outputs == [text, line] and event.queue is False
-        assert list(inspect.signature(event.fn).parameters) == ["text", "count"] and event.api_visibility == "public"
-    assert one.fn("ab", 2) == ["abab", None] and one.fn.__doc__ == "Says it."
-    assert list(several.fn("a", 3)) == [["aaa", None]] * 2 and several.types_generator
 
 
 def joined(client, session, button, **values):
@@ -339,66 +405,3 @@ def test_a_session_s_pool_is_its_own(client):
     other = joined(client, "second", "more")  # there is no such button before something is drawn
     assert not other["success"] and other["output"]["error"] == "Draw something first."
     assert joined(client, "first", "more")["success"]
-
-
-def test_a_program_cannot_name_a_file_of_the_server(client, tmp_path):
-    Image.new("RGB", (64, 64)).save(tmp_path / "secret.png")
-    for path in (str(tmp_path / "secret.png"), "/etc/passwd", "app.py"):
-        file = {"path": path, "meta": {"_type": "gradio.FileData"}}
-        answer = httpx.post(f"{client.src_prefixed}call/recognise", json={"data": [file, "a fox"]})
-        event = answer.raise_for_status().json()["event_id"]
-        text = httpx.get(f"{client.src_prefixed}call/recognise/{event}", timeout=60).text
-        assert "event: error" in text and "event: complete" not in text, path
-
-
-def test_complete_keeps_the_rows_at_the_top(client, tiny_pipeline, tmp_path):
-    picture = tiny_pipeline("a red fox", num_candidates=1, seed=1).candidates[0].image
-    picture.save(tmp_path / "fox.png")
-    gallery, line = client.predict(
-        handle_file(tmp_path / "fox.png"), rows=2, prompt="two apples", count=3, seed="5", api_name="/complete"
-    )
-    kept = tiny_pipeline.encode(picture)[:2]
-    assert len(gallery["value"]) == 3 and "seed 5" in line
-    for item in gallery["value"]:
-        recipe = json.loads(Image.open(item["image"]).text["dalle"])
-        assert recipe["tokens"][:2] == kept.tolist()
-
-
-def test_a_saved_picture_is_completed_from_its_own_tokens_until_it_is_changed(client, tiny_pipeline, tmp_path):
-    generation = tiny_pipeline("a red fox", num_candidates=1, seed=1)
-    paths = pictures.save_all(generation, "tiny", str(tmp_path))
-    own = generation.candidates[0].tokens
-    assert tokens.tokens_of(tiny_pipeline, str(paths[0])) == own.tolist()
-    with Image.open(paths[0]) as image:
-        changed, info = image.copy(), PngImagePlugin.PngInfo()
-        info.add_text("dalle", image.text["dalle"])
-    changed.paste("white", (0, 0, 200, 200))
-    changed.save(tmp_path / "changed.png", pnginfo=info)
-    seen = tiny_pipeline.encode(changed)
-    assert tokens.tokens_of(tiny_pipeline, str(tmp_path / "changed.png")) == seen.tolist() != own.tolist()
-    for path, kept in ((paths[0], own), (tmp_path / "changed.png", seen)):
-        gallery, _ = client.predict(handle_file(path), rows=3, prompt="two apples", count=1, seed="5", api_name="/complete")
-        recipe = json.loads(Image.open(gallery["value"][0]["image"]).text["dalle"])
-        assert recipe["tokens"][:3] == kept[:3].tolist()
-
-
-def test_reconstruct_shows_what_the_tokenizer_makes_of_a_picture(client, tiny_pipeline, tmp_path):
-    Image.effect_noise((64, 64), 80).convert("RGB").save(tmp_path / "noise.png")
-    shown, (original, decoded), _, table, *_ = client.predict(handle_file(tmp_path / "noise.png"), api_name="/reconstruct")
-    expected = tiny_pipeline.decode(tiny_pipeline.encode(Image.open(tmp_path / "noise.png")))
-    assert Image.open(decoded).convert("RGB").tobytes() == pictures.enlarge(expected).tobytes()
-    assert Image.open(original).size == Image.open(shown).size == (384, 384)
-    assert "4 x 4 tokens of 64 codes" in table and "dB" in table
-
-
-def test_recognise_ranks_the_labels(client, tiny_pipeline, tmp_path):
-    tiny_pipeline("a red fox", num_candidates=1, seed=1).candidates[0].image.save(tmp_path / "fox.png")
-    table = client.predict(handle_file(tmp_path / "fox.png"), labels="a fox\ntwo apples", api_name="/recognise")
-    assert "a fox" in table and "two apples" in table
-
-
-def test_a_bad_picture_is_a_sentence(client, tmp_path):
-    (tmp_path / "no.png").write_text("this is text")
-    for name, arguments in (("/complete", dict(rows=2, prompt="a", count=1, seed="")), ("/recognise", dict(labels="a"))):
-        with pytest.raises(AppError, match="not a picture"):
-            client.predict(handle_file(tmp_path / "no.png"), api_name=name, **arguments)

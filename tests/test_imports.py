@@ -31,13 +31,13 @@ print("clean")
 
 
 def test_importing_the_core_starts_nothing():
-    out = subprocess.run([sys.executable, "-c", CHECK], cwd=ROOT, capture_output=True, text=True)
+    out = subprocess.run([sys.executable, "-c", CHECK], cwd=ROOT, capture_output=True, encoding="utf-8")
     assert out.stdout.strip().endswith("clean"), out.stderr[-2000:]
 
 
 def imported(path: Path) -> set[str]:
     names = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):

@@ -30,7 +30,7 @@ def unpacked(page) -> tuple[list[dict], list[str]]:
 
 
 def test_prompts_and_a_table_become_a_zip(page, gate, tmp_path):
-    (tmp_path / "more.csv").write_text("prompt,count\n<b>a fox</b>,3\n")
+    (tmp_path / "more.csv").write_text("prompt,count\n<b>a fox</b>,3\n", encoding="utf-8")
     fill(page, "a red fox\ntwo apples", 2)
     page.locator("#augment-file input[type=file]").set_input_files(tmp_path / "more.csv")
     expect(page.locator("#augment-file")).to_contain_text("more")

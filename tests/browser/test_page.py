@@ -282,7 +282,7 @@ def test_recognising(page, photo):
 
 def test_a_file_that_is_no_picture_is_refused_in_a_sentence(page, tmp_path):
     open_tab(page, "Recognise")
-    (tmp_path / "text.png").write_text("not a picture")
+    (tmp_path / "text.png").write_text("not a picture", encoding="utf-8")
     page.locator("#recognise-upload input[type=file]").set_input_files(tmp_path / "text.png")
     page.locator("#labels textarea").fill("a fox")
     page.locator("#recognise").click()

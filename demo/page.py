@@ -1,0 +1,70 @@
+"""gr.Blocks for strangers: whatever they send, they get a result or a sentence, and no file but theirs is opened."""
+
+import logging
+
+import gradio as gr
+
+from dalle_core import InputError, ModelError
+from dalle_core.studio.store import Store
+from dalle_core.studio.uploads import checked
+
+MISUSED = "This is not what is asked for here. The page says under “Use via API” what it takes."
+FAILED = "Something went wrong here. The server's log says what; try again."
+LINK = "Pictures are not fetched from other addresses: upload it, or send it as a data: URL."
+log = logging.getLogger(__name__)
+
+
+class Page(gr.Blocks):
+    """`store` holds the files that are made for visitors, below Gradio's own folder, and bounds what they upload."""
+
+    def __init__(self, store: Store, **options):
+        super().__init__(**options)
+        self.store = store
+
+    def __exit__(self, *raised):
+        super().__exit__(*raised)
+        self.store.spare(path for block in self.blocks.values() for path in block.keep_in_cache)  # icons
+
+    async def preprocess_data(self, block_fn, inputs, state, explicit_call=False):
+        try:
+            # An endpoint for programs fetches an address itself, with care (`dalle_core.studio.fetch`); a component would not.
+            refuse_foreign_files(inputs, self.GRADIO_CACHE, links=block_fn.api_visibility == "public")
+            return await super().preprocess_data(block_fn, inputs, state, explicit_call)
+        except InputError as error:
+            raise sentence(str(error)) from None
+        except gr.Error as error:
+            raise sentence(error.message) from None
+        except Exception:
+            log.info("a request was refused", exc_info=True)
+            raise sentence(MISUSED) from None
+
+    async def process_api(self, *args, **options):
+        try:
+            return await super().process_api(*args, **options)
+        except gr.Error:
+            raise
+        except (InputError, ModelError) as error:
+            raise sentence(str(error)) from None
+        except Exception:
+            log.exception("a handler failed")
+            raise sentence(FAILED) from None
+
+
+def sentence(text: str) -> gr.Error:
+    return gr.Error(text, duration=10, print_exception=False)
+
+
+def refuse_foreign_files(value, folder: str, links: bool = False) -> None:
+    """Raises InputError where any part of what was sent names a file that is not below `folder`, whatever else it says of
+    it: Gradio looks at some such claims only, and would fetch what has an address."""
+    if isinstance(value, dict):
+        path = value.get("path")
+        if isinstance(path, str) and path.lower().startswith(("http:", "https:")):
+            if not links:
+                raise InputError(LINK)
+        elif path:
+            checked(path, folder)
+        value = value.values()
+    if not isinstance(value, (str, bytes)) and hasattr(value, "__iter__"):
+        for part in value:
+            refuse_foreign_files(part, folder, links)
