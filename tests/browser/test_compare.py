@@ -43,7 +43,7 @@ def test_a_grid_is_drawn_scored_and_saved(page, gate):
     assert saved.width > 400
     shown = page.locator("#compare-grid img").evaluate(PAINTED).partition(",")[2]
     shown = np.asarray(Image.open(io.BytesIO(base64.b64decode(shown))).convert("RGB"), np.int16)
-    assert np.abs(shown - np.asarray(saved)).mean() < 6  # a JPEG of the whole grid, not the one of the first cell
+    assert np.abs(shown - np.asarray(saved)).mean() < 15  # a JPEG of the whole grid, not the one of the first cell
 
 
 def test_stop_half_way_keeps_the_cells_that_are_finished(page, gate):
