@@ -39,6 +39,7 @@ def create_demo(studio: Studio, together: int = 4) -> gr.Blocks:
     """The page; all visitors share the studio's model, nothing of theirs is kept in it. `together` people draw at once,
     the next ones wait in a queue."""
     with Page(studio.store, title="DALL·E, ranked", delete_cache=(3600, 24 * 3600), fill_width=True, analytics_enabled=False) as demo:
+        api.build(studio, together)  # first: the tabs' events may have the same names, and the first keeps its name
         gr.HTML(header(), elem_id="header")
         with gr.Tabs(elem_id="tabs") as tabs:
             with gr.Tab("Create", id="create"):
@@ -62,7 +63,6 @@ def create_demo(studio: Studio, together: int = 4) -> gr.Blocks:
         ).then(**opening)  # fmt: skip
         # A picture may be dropped on any tab; what it restores is on the first.
         create.opened.success(lambda: gr.Tabs(selected="create"), None, tabs, **QUIET)
-        api.build(studio, together)
     return demo.queue(max_size=16, default_concurrency_limit=1, api_open=False)
 
 
@@ -85,4 +85,5 @@ def launch_options(studio: Studio, public: bool = False, proxies: int = 0, login
         "pwa": True,
         "app_kwargs": {"middleware": [Middleware(Bounds, budgets=studio.budgets, proxies=proxies)]},
         "mcp_server": not login,
+        "_frontend": False,  # else Gradio gives up when its own page does not answer within 3 seconds, as on a busy machine
     }

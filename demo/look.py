@@ -79,6 +79,9 @@ CSS = """
 .line b { color: var(--body-text-color); font-weight: 600; }
 .notice { border-left: 3px solid #e8590c; padding: .4rem .8rem; font-size: .92rem; margin-top: .5rem; }
 #notice:not(:has(.notice)), :is(#previews, #complete-previews):not(:has(img)) { display: none; }
+/* Until there is something to use it on. It is part of the page all the while: Gradio may lose a value that arrives together with
+   its component, and does not hide "hidden" rows and columns. */
+.unused { display: none !important; }
 .notice s { opacity: .65; }
 :is(#gallery, #completions) { background: transparent; }
 :is(#gallery, #completions) .grid-wrap { max-height: none; }
@@ -111,7 +114,6 @@ footer .divider { display: none; }  /* Gradio's, after the last link */
 #chosen { background: transparent; }
 #chosen img { border-radius: 14px; background: #fff; }
 #chosen :is(button:has(img), .image-frame, img) { width: 100%; }
-.unused { display: none !important; }  /* until there is something to use it on; what it holds is there, and keeps its values */
 .stop:disabled { display: none; }
 .figures, #model-card { contain: inline-size; overflow-x: auto; }  /* a wide table does not widen a phone's page */
 /* Chinese lines break between any two signs: short words of the interface should not. */

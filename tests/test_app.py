@@ -141,7 +141,7 @@ def environment(monkeypatch, tmp_path):
 
 
 def test_a_proxy_and_a_taken_temporary_folder_do_not_stop_the_page(saved, tmp_path, free_port):
-    (tmp_path / "gradio").write_bytes(b"someone else's")
+    (tmp_path / f"dalle-{os.getuid()}-{free_port}").write_bytes(b"someone else's")
     proxies = {f"{name}_proxy": "http://127.0.0.1:9" for name in ("http", "https")} | {"all_proxy": "socks://127.0.0.1:9"}
     others = {"no_proxy": None, "NO_PROXY": None, "GRADIO_TEMP_DIR": None, "TMPDIR": str(tmp_path)}
     with started(tmp_path, saved, free_port, **proxies, **others) as url, httpx.Client(trust_env=False) as visitor:
@@ -170,21 +170,26 @@ def test_the_system_s_proxy_of_a_desktop_counts_too(environment):
     assert os.environ["http_proxy"] == "http://192.0.2.1:8080" and "127.0.0.1" in os.environ["no_proxy"]
 
 
-def test_a_usable_temporary_folder_is_taken_and_another_s_is_not(environment, tmp_path):
-    app.check_temporary_folder()
-    assert "GRADIO_TEMP_DIR" not in os.environ and (tmp_path / "gradio").is_dir()
-    environment.setattr(os, "getuid", lambda: os.geteuid() + 1, raising=False)
+def test_the_page_has_a_temporary_folder_of_its_own_also_when_somebody_has_taken_its_name(environment, tmp_path):
+    app.choose_temporary_folder(7860)
+    first = Path(os.environ["GRADIO_TEMP_DIR"])
+    assert first.parent == tmp_path and stat.S_IMODE(first.stat().st_mode) == 0o700
     environment.setenv("GRADIO_TEMP_DIR", "")
-    app.check_temporary_folder()
+    app.choose_temporary_folder(7860)
+    assert Path(os.environ["GRADIO_TEMP_DIR"]) == first  # after a restart what lies there ages
+    first.rmdir()
+    first.write_bytes(b"someone else's")
+    environment.setenv("GRADIO_TEMP_DIR", "")
+    app.choose_temporary_folder(7860)
     own = Path(os.environ["GRADIO_TEMP_DIR"])
-    assert own.parent == tmp_path and own.name != "gradio" and stat.S_IMODE(own.stat().st_mode) == 0o700
+    assert own.parent == tmp_path and own != first and stat.S_IMODE(own.stat().st_mode) == 0o700
 
 
 def test_a_named_temporary_folder_that_cannot_be_used_is_one_line(environment, tmp_path, capsys):
     (tmp_path / "file").write_bytes(b"")
     environment.setenv("GRADIO_TEMP_DIR", str(tmp_path / "file"))
     with pytest.raises(SystemExit):
-        app.check_temporary_folder()
+        app.choose_temporary_folder(7860)
     [line] = capsys.readouterr().err.strip().splitlines()
     assert str(tmp_path / "file") in line and "Set GRADIO_TEMP_DIR" in line
 

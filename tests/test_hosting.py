@@ -18,9 +18,15 @@ from gradio_client import Client
 from PIL import Image
 from starlette.testclient import TestClient
 
-from dalle_core.studio.budgets import PUBLIC, Budgets
+from dalle_core import InputError
+from dalle_core.augment import rows_of
+from dalle_core.request import DrawingRequest
+from dalle_core.studio.budgets import OWN, PUBLIC, Budgets
+from dalle_core.studio.holder import Loaded
+from dalle_core.studio.pool import to_entry
 from demo import create_demo, launch_options, open_studio, public, space
 from demo.gpu import on_gpu
+from demo.tabs import model
 
 
 class Hub:
@@ -72,10 +78,11 @@ def test_what_goes_wrong_is_one_line(monkeypatch, capsys, error, said):
 
 def test_a_page_offers_no_more_than_its_model_allows(own_pipeline):
     own_pipeline.max_candidates = 16
-    demo = create_demo(Models(own_pipeline, "tiny"))
+    studio = open_studio(own_pipeline, "tiny")
+    demo = create_demo(studio)
     sliders = {block.elem_id: block for block in demo.blocks.values() if getattr(block, "elem_id", None)}
     assert sliders["candidates"].maximum == 16
-    assert launch_options(public=True)["state_session_capacity"] < launch_options()["state_session_capacity"]
+    assert launch_options(studio, public=True)["state_session_capacity"] < launch_options(studio)["state_session_capacity"]
 
 
 FEW = replace(PUBLIC, places=2)
@@ -90,8 +97,9 @@ def visit(tiny_pipeline, tmp_path, monkeypatch):
     def visit(host, is_public=True, proxies=0, budget=FEW, **headers):
         which = is_public, proxies, budget
         if which not in apps:
-            options = launch_options(is_public, proxies, budgets=Budgets(budget) if is_public else None)
-            demo = create_demo(Models(tiny_pipeline, "tiny"))
+            studio = open_studio(tiny_pipeline, "tiny")
+            studio.budgets = Budgets(budget if is_public else OWN)
+            options, demo = launch_options(studio, is_public, proxies), create_demo(studio)
             demo.max_file_size = None  # as `launch` does
             apps[which] = App.create_app(demo, app_kwargs=options["app_kwargs"])
         return TestClient(apps[which], client=(host, 1), headers=headers)
@@ -239,7 +247,7 @@ def test_how_an_address_counts(host, visitor):
 
 
 def test_all_that_draws_shares_one_bound_of_how_many_at_once(own_pipeline):
-    demo = create_demo(Models(own_pipeline, "tiny"), together=3)
+    demo = create_demo(open_studio(own_pipeline, "tiny"), together=3)
     # Gradio takes the lowest of all; one without a limit would bring them down to its default of one.
     assert {fn.concurrency_limit for fn in demo.fns.values() if fn.concurrency_id == "sampling"} == {3}
 
@@ -329,38 +337,39 @@ def test_on_zerogpu_a_handler_is_lent_a_gpu_and_closing_it_stops_the_work(zero_g
     assert ended
 
 
-def test_on_zerogpu_all_that_draws_asks_for_a_gpu(zero_gpu, own_pipeline):
-    demo = create_demo(Models(own_pipeline, "tiny"))
-    drawing = [event for event in demo.fns.values() if event.concurrency_id == "sampling"]
-    assert len(drawing) > 5 and [event.api_name for event in drawing if not hasattr(event.fn, "zerogpu")] == []
-
-
-def test_on_zerogpu_handlers_take_and_give_what_can_be_sent(zero_gpu, own_pipeline, tmp_path, monkeypatch):
+def test_on_zerogpu_all_that_computes_asks_for_a_gpu_and_what_it_takes_and_gives_can_be_sent(
+    zero_gpu, own_pipeline, tmp_path, monkeypatch
+):
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
-    demo = create_demo(Models(own_pipeline, "tiny"))
-    handlers = {event.api_name: event.fn for event in demo.fns.values()}
-    picture = own_pipeline("a red fox", num_candidates=1, seed=1).candidates[0].image
-    picture.save(tmp_path / "fox.png")
-    assert "two apples" in handlers["recognise"](str(tmp_path / "fox.png"), "a fox\ntwo apples")
-    with pytest.raises(gr.Error, match="Choose a picture first") as refused:
-        handlers["recognise"](None, "a fox")
-    assert not refused.value.print_exception
-    *_, (grid, line, *_) = handlers["compare"]("a red fox", "prompt", "fox, apple", "–", "", 2, "7", "")
-    assert "2 cells, seed 7" in line and Image.open(grid["value"]).width > 0
-    with pytest.raises(gr.Error, match="is not in the prompt"):
-        next(handlers["compare"]("a red fox", "prompt", "dog, cat", "–", "", 2, "7", ""))
-    assert zero_gpu.asked == [30, 30, 120, 120]
+    expected = own_pipeline("a red fox", num_candidates=2, seed=7).candidates
+    computed = []
+    own_pipeline.prior.register_forward_hook(lambda *_: computed.append(zero_gpu.lent))
+    own_pipeline.image_tokenizer.decoder.register_forward_hook(lambda *_: computed.append(zero_gpu.lent))
+    own_pipeline.prior.head.register_forward_hook(lambda *_: computed.append(zero_gpu.lent))
+    own_pipeline.clip.vision_model.register_forward_hook(lambda *_: computed.append(zero_gpu.lent))
+    studio = open_studio(own_pipeline, "tiny")
+    *_, last = studio.draw("a", DrawingRequest("a red fox", num_candidates=2, seed=7), preview_every=4)
+    [first, second] = last.pictures
+    assert [picture.drawn.tokens.tolist() for picture in last.pictures] == [one.tokens.tolist() for one in expected]
+    path = str(studio.download("a", first))
+    assert studio.tokens_of("a", path) == first.drawn.tokens.tolist() and studio.open_saved("a", path).drawn.seed == 7
+    assert studio.recognise("a", path, ["a fox", "two apples"])[0].text in ("a fox", "two apples")
+    studio.tile("a", second), list(studio.draw_again("a", to_entry(last.pictures)))
+    list(studio.augment("a", rows_of(["a fox"], 2), seed=1))
+    with pytest.raises(InputError, match="prompt is empty"):
+        list(studio.draw("a", DrawingRequest("")))
+    assert computed and all(computed) and set(zero_gpu.asked) == {120}
 
 
 def test_the_card_comes_without_its_front_matter(tmp_path):
-    assert about.card(str(tmp_path)) == ""
+    assert model.card(str(tmp_path)) == ""
     (tmp_path / "README.md").write_text("---\nlicense: mit\n---\n\n# A model\n", encoding="utf-8")
-    assert about.card(str(tmp_path)).strip() == "# A model"
-    assert "kept out" in about.card("emoji").lower()
+    assert model.card(str(tmp_path)).strip() == "# A model"
+    assert "kept out" in model.card("emoji").lower()
 
 
 def test_the_table_of_parts_counts_what_is_saved(tiny_pipeline):
-    table = about.sizes(tiny_pipeline)
+    table = model.sizes(Loaded.of("tiny", tiny_pipeline))
     assert "VQModel" in table and "GPTPrior" in table and "CLIPModel" in table
 
 
@@ -368,8 +377,9 @@ def test_the_table_of_parts_counts_what_is_saved(tiny_pipeline):
 def client(tiny_pipeline, tmp_path_factory):
     patch = pytest.MonkeyPatch()
     patch.setenv("GRADIO_TEMP_DIR", str(tmp_path_factory.mktemp("gradio")))
-    demo = create_demo(Models(tiny_pipeline, "tiny"))
-    _, url, _ = demo.launch(prevent_thread_lock=True, quiet=True, **launch_options())
+    studio = open_studio(tiny_pipeline, "tiny")
+    demo = create_demo(studio)
+    _, url, _ = demo.launch(prevent_thread_lock=True, quiet=True, **launch_options(studio))
     yield Client(url, verbose=False, download_files=str(tmp_path_factory.mktemp("downloads")))
     demo.close()
     patch.undo()

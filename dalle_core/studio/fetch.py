@@ -5,7 +5,6 @@ import ipaddress
 import socket
 
 import httpx
-import safehttpx
 
 from dalle_core.errors import InputError
 
@@ -32,9 +31,13 @@ async def _fetched(url: str) -> bytes:
         parsed = httpx.URL(url)
         if parsed.scheme not in ("http", "https"):
             raise InputError(NOWHERE)
-        # Connects to the very address that was judged: a name may mean another one a moment later.
-        transport = safehttpx.AsyncSecureTransport(await public_address(parsed.host))
-        async with httpx.AsyncClient(transport=transport, timeout=LONGEST) as client, client.stream("GET", parsed) as answer:
+        # Connects to the very address that was judged: the name may mean another one a moment later.
+        request = {
+            "url": parsed.copy_with(host=await public_address(parsed.host)), "headers": {"Host": parsed.netloc.decode()},
+            "extensions": {"sni_hostname": parsed.host}, "timeout": LONGEST,
+        }  # fmt: skip
+        # trust_env: a proxy would look the name up again.
+        async with httpx.AsyncClient(trust_env=False) as client, client.stream("GET", **request) as answer:
             if answer.has_redirect_location:
                 url = str(parsed.join(answer.headers["Location"]))
                 continue

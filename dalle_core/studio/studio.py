@@ -77,9 +77,9 @@ def sentences(what: str):
         raise
     except OSError as error:
         log.exception("%s failed", what)
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        why = "its disk is full" if full else "the server's log says why"
-        raise InputError(f"The server could not write or read its files: {why}. Try again later.") from None
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise InputError("The server's disk is full. Try again later.") from None
+        raise InputError("The server could not write or read its files; its log says why. Try again later.") from None
     except Exception:
         log.exception("%s failed", what)
         raise InputError(f"{what} failed. The server's log says why; try again.") from None

@@ -11,7 +11,7 @@ from dalle_core.request import MAX_SEED
 from dalle_core.studio.pool import MAX_POOL, ranked, to_entry
 from dalle_core.studio.studio import Studio
 from demo import progress
-from demo.handlers import QUIET, speaks
+from demo.handlers import QUIET, speaks, stoppable
 from demo.pictures import RANKED, SAMPLED, gallery_items, in_order, preview_grid
 from demo.public import visitor
 from demo.tabs import chosen as chosen_column
@@ -63,7 +63,7 @@ class Create:
                 self.previews = gr.HTML("", label="Previews", elem_id="previews")
                 self.gallery = gr.Gallery(
                     columns=4, format="png", object_fit="contain", allow_preview=False, show_label=False, height="auto",
-                    label="Candidates", elem_id="gallery", elem_classes="ranked", visible=False, buttons=[],
+                    label="Candidates", elem_id="gallery", elem_classes="unused", buttons=[],
                 )  # fmt: skip
             with gr.Column(scale=2, min_width=300):
                 self.chosen = chosen_column.build(self.studio, self.kept, self.controls.save_recipe)
@@ -88,9 +88,9 @@ class Create:
         """A whole pool on show, its best one chosen."""
         return {
             self.gallery: gr.update(
-                value=gallery_items(pictures, order), visible=True, elem_classes=["ranked"] if order == RANKED else []
+                value=gallery_items(pictures, order), elem_classes=["ranked"] if order == RANKED else []
             ),
-            self.kept: pictures, self.previews: "", self.empty: gr.update(visible=False),
+            self.kept: pictures, self.previews: "", self.empty: gr.update(elem_classes="unused"),
             self.order_row: gr.update(elem_classes=[]), self.rejected: False,
             self.best: gr.update(maximum=max(len(pictures), 2), value=len(pictures)),  # Gradio makes no slider from 1 to 1
         } | self.chosen.show(pictures[0], pictures)  # fmt: skip
@@ -124,9 +124,8 @@ class Create:
                 if step.previews is not None and not before:
                     shown[self.previews] = preview_grid(step.previews)
                     if not seen:  # from here on the grid before is gone
-                        seen, hidden = True, gr.update(visible=False)
-                        shown |= {self.gallery: hidden, self.empty: hidden, self.kept: [], self.order_row: gr.update(elem_classes="unused")}
-                        shown |= self.chosen.hide()
+                        seen, unused = True, gr.update(elem_classes="unused")
+                        shown |= {self.gallery: unused, self.empty: unused, self.order_row: unused, self.kept: []} | self.chosen.hide()
                 if step.pictures is None:
                     yield shown
         pictures = ranked([*before, *step.pictures])
@@ -191,12 +190,10 @@ class Create:
             show_progress="minimal", show_progress_on=self.status, concurrency_id="sampling", concurrency_limit=together,
             trigger_mode="once", api_visibility="private",
         )  # fmt: skip
-        # At once, not with the first token: a run that waits in the queue can be stopped too. Before `draw`: a
-        # trigger's events start one after the other.
-        gr.on(
+        stoppable(
             [controls.generate.click, controls.prompt.submit, controls.examples.click, chosen.vary.click, chosen.more.click],
-            None, None, controls.stop, api_visibility="private", js="() => ({ __type__: 'update', interactive: true })",
-        )  # fmt: skip
+            controls.stop,
+        )
         filled = controls.examples.click(
             lambda sample: sample[0], controls.examples, controls.prompt, api_visibility="private", queue=False
         )

@@ -32,7 +32,9 @@ def verdict(pair: list[Picture], side: int) -> str:
 def build(kept: gr.State) -> None:
     """The fold below the gallery; votes are counted in the visitor's browser (`vote.js`)."""
     pair = gr.State(None)
-    with gr.Accordion("Blind vote: which fits the prompt better?", open=False, elem_id="vote", visible=False) as fold:
+    with gr.Accordion(
+        "Blind vote: which fits the prompt better?", open=False, elem_id="vote", elem_classes="unused"
+    ) as fold:
         asked = gr.HTML("", elem_id="vote-asked")
         with gr.Row():
             pictures = [
@@ -53,10 +55,10 @@ def build(kept: gr.State) -> None:
     def ask(kept):
         two = draw_pair(kept)
         if two is None:
-            return {pair: None, fold: gr.update(visible=False)}
+            return {pair: None, fold: gr.update(elem_classes="unused")}
         prompt = html.escape(two[0].drawn.request.prompt[:200])
         return {
-            pair: two, fold: gr.update(visible=True), asked: f'<b translate="no">{prompt}</b>',
+            pair: two, fold: gr.update(elem_classes=[]), asked: f'<b translate="no">{prompt}</b>',
             pictures[0]: two[0].path, pictures[1]: two[1].path,
         }  # fmt: skip
 

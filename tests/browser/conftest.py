@@ -13,6 +13,10 @@ from tests.browser.chromium import executable
 from tests.conftest import make_pipeline
 
 
+TIMEOUT = 120_000  # ms, for everything that is waited for: a busy machine is slow, and no test measures time
+expect.set_options(timeout=TIMEOUT)
+
+
 class Gate:
     """Lets the test hold the sampling half-way, and see whether its generator was closed."""
 
@@ -72,7 +76,7 @@ def serve(folder, together=1, public=False):
         tell("Downloading kuprel/min-dalle: 10 MB of 20 MB, 5.0 MB/s, 2 s left")
         return pipe if source == "tiny" else other
 
-    studio = open_studio(pipe, "tiny", load, public=public)
+    studio = gate.studio = open_studio(pipe, "tiny", None if public else load, public=public)
     demo = create_demo(studio, together=together)
     _, url, _ = demo.launch(prevent_thread_lock=True, quiet=True, **launch_options(studio, public))
     yield url, gate
@@ -98,26 +102,38 @@ def gate(served):
     gate.open.set()
 
 
-@pytest.fixture
-def page(browser, served, request):
-    """A fresh visitor. Fails when the page asked another host for anything, or logged an error."""
-    size = getattr(request, "param", {"width": 1440, "height": 900})
+DESK, PHONE = {"width": 1440, "height": 900}, {"width": 390, "height": 844}
+
+
+@contextmanager
+def visit(browser, url, size=DESK, script=None):
+    """The page as a fresh visitor sees it; `script` runs before the page's own. Fails when the page asked another host for
+    anything, or logged an error."""
     context = browser.new_context(viewport=size, accept_downloads=True)
     strangers, errors = [], []
 
     def only_local(route):
-        if route.request.url.startswith(served[0]):
+        if route.request.url.startswith(url):
             route.continue_()
         else:
             strangers.append(route.request.url)
             route.abort()
 
+    context.set_default_timeout(TIMEOUT)
     context.route("**/*", only_local)
+    if script:
+        context.add_init_script(script)
     page = context.new_page()
     page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
     page.on("pageerror", lambda error: errors.append(str(error)))
-    page.goto(served[0])
+    page.goto(url)
     expect(page.get_by_role("button", name="Generate")).to_be_enabled()
     yield page
     context.close()
     assert strangers == [] and errors == []
+
+
+@pytest.fixture
+def page(browser, served, request):
+    with visit(browser, served[0], getattr(request, "param", DESK)) as page:
+        yield page
