@@ -11,7 +11,7 @@ from dalle_core.request import MAX_SEED
 from dalle_core.studio.pool import MAX_POOL, ranked, to_entry
 from dalle_core.studio.studio import Studio
 from demo import progress
-from demo.handlers import QUIET, speaks
+from demo.handlers import QUIET, speaks, stoppable
 from demo.pictures import RANKED, SAMPLED, gallery_items, in_order, preview_grid
 from demo.public import visitor
 from demo.tabs import chosen as chosen_column
@@ -190,12 +190,10 @@ class Create:
             show_progress="minimal", show_progress_on=self.status, concurrency_id="sampling", concurrency_limit=together,
             trigger_mode="once", api_visibility="private",
         )  # fmt: skip
-        # At once, not with the first token: a run that waits in the queue can be stopped too. Before `draw`: a
-        # trigger's events start one after the other.
-        gr.on(
+        stoppable(
             [controls.generate.click, controls.prompt.submit, controls.examples.click, chosen.vary.click, chosen.more.click],
-            None, None, controls.stop, api_visibility="private", js="() => ({ __type__: 'update', interactive: true })",
-        )  # fmt: skip
+            controls.stop,
+        )
         filled = controls.examples.click(
             lambda sample: sample[0], controls.examples, controls.prompt, api_visibility="private", queue=False
         )

@@ -8,7 +8,7 @@ import pytest
 from playwright.sync_api import expect, sync_playwright
 
 from dalle_core import ModelError
-from demo import Models, create_demo, launch_options
+from demo import create_demo, launch_options, open_studio
 from tests.browser.chromium import executable
 from tests.conftest import make_pipeline
 
@@ -76,9 +76,9 @@ def serve(folder, together=1, public=False):
         tell("Downloading kuprel/min-dalle: 10 MB of 20 MB, 5.0 MB/s, 2 s left")
         return pipe if source == "tiny" else other
 
-    models = Models(pipe, "tiny", load)
-    demo = create_demo(models, together=together)
-    _, url, _ = demo.launch(prevent_thread_lock=True, quiet=True, **launch_options(public))
+    studio = open_studio(pipe, "tiny", None if public else load, public=public)
+    demo = create_demo(studio, together=together)
+    _, url, _ = demo.launch(prevent_thread_lock=True, quiet=True, **launch_options(studio, public))
     yield url, gate
     gate.open.set()
     demo.close()
