@@ -4,6 +4,8 @@ import os
 from pathlib import Path
 
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read at gradio's import: no look-ups at start-up
+os.environ.setdefault("GRADIO_ANALYTICS_CACHE_FREQUENCY", str(10**9))  # else each refusal sums up all events, in pandas
+os.environ.setdefault("GRADIO_ANALYTICS_MAX_EVENTS", "100")
 os.environ.setdefault("FORWARDED_ALLOW_IPS", "")  # read at the launch: `demo.public` says which proxies are trusted
 
 import gradio as gr  # noqa: E402

@@ -17,7 +17,7 @@ def fake(name: str) -> SimpleNamespace:
     cpu = torch.device("cpu")
     return SimpleNamespace(
         name=name, revision="", limits=Limits(64, 4, 64), defaults={}, examples=[], image_size=64, grid_size=4, device=cpu,
-        config=SimpleNamespace(licence="MIT"), prior=SimpleNamespace(device=cpu, dtype=torch.float32, config={}),
+        config=SimpleNamespace(licence="MIT", labels=[]), prior=SimpleNamespace(device=cpu, dtype=torch.float32, config={}),
         image_tokenizer=SimpleNamespace(parameters=lambda: iter(())), components={},
     )  # fmt: skip
 

@@ -91,7 +91,18 @@ def test_a_picture_s_own_settings_come_back(page, gate):
     expect(page.get_by_label("Seed", exact=True)).to_have_value("12")
 
 
-def test_a_click_before_a_picture_is_there_does_nothing(page):
+def test_before_a_picture_is_there_only_the_picture_is_asked_for(page, gate, tmp_path):
     open_tab(page, "Complete")
-    page.locator("#kept-view").click()
-    expect(page.locator("#stroke")).to_have_count(0)
+    expect(page.locator("#complete-picture")).to_be_visible()
+    for name in ("kept-view", "side", "rows", "brush", "complete-prompt", "complete", "complete-stop", "complete-again"):
+        expect(page.locator(f"#{name}")).to_be_hidden()
+    open_tab(page, "Tokens")
+    expect(page.locator("#tokens-upload")).to_be_visible()
+    for name in ("tokens-grid", "token", "token-change", "tokens-slider", "tokens-error"):
+        expect(page.locator(f"#{name}")).to_be_hidden()
+    Image.effect_noise((80, 80), 80).convert("RGB").save(tmp_path / "a.png")
+    page.locator("#tokens-upload input[type=file]").set_input_files(tmp_path / "a.png")
+    expect(page.locator("#tokens-grid img")).to_be_visible(timeout=10_000)
+    expect(page.locator("#token")).to_be_hidden()
+    page.locator("#tokens-grid img").click(position={"x": 20, "y": 20})
+    expect(page.locator("#token input")).to_be_visible()
