@@ -2,12 +2,13 @@
 
 import argparse
 import errno
-import getpass
 import os
 import socket
 import sys
 import tempfile
+import urllib.request
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 PUBLIC_CANDIDATES = 16
 
@@ -56,27 +57,73 @@ def fail(message: str) -> None:
     raise SystemExit(2)
 
 
-def main() -> None:
-    args = arguments()
-    if not 0 < args.port < 65536:
-        fail(f"--port {args.port}: a port is a number from 1 to 65535.")
-    with socket.socket(socket.AF_INET6 if ":" in args.host else socket.AF_INET) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+def use_utf8() -> None:
+    """Prompts name files and are printed, in every language. Where the locale's encoding cannot name such files, Python
+    starts again in its UTF-8 mode."""
+    if sys.getfilesystemencoding() != "utf-8" and os.environ.get("PYTHONUTF8") != "1":
+        os.environ["PYTHONUTF8"] = "1"
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+    sys.stdout.reconfigure(errors="backslashreplace")  # Windows: printed into a file
+
+
+def check_address(host: str, port: int) -> None:
+    if not 0 < port < 65536:
+        fail(f"--port {port}: a port is a number from 1 to 65535.")
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        # Elsewhere it skips the port's minutes of rest after a run; on Windows it would take a port that is in use.
+        option = getattr(socket, "SO_EXCLUSIVEADDRUSE", socket.SO_REUSEADDR)
+        probe.setsockopt(socket.SOL_SOCKET, option, 1)
         try:
-            probe.bind((args.host, args.port))
+            probe.bind((host, port))
         except (OSError, UnicodeError) as error:
             reason = error.strerror if isinstance(error, OSError) else "no such address"
             other = "--port" if getattr(error, "errno", None) in (errno.EADDRINUSE, errno.EACCES) else "--host"
-            fail(f"cannot listen on {args.host}, port {args.port}: {reason}. Choose another with {other}.")
+            fail(f"cannot listen on {host}, port {port}: {reason}. Choose another with {other}.")
+
+
+def bypass_proxy(host: str) -> None:
+    """Gradio asks its own page for a sign of life, through the proxy if there is one: the page's addresses need none.
+    Everything else still goes through it."""
+    proxies = urllib.request.getproxies()  # the environment's, or the system's on macOS and Windows
+    if proxies and proxies.get("no") != "*":
+        proxies["no"] = ",".join(filter(None, [proxies.get("no"), "localhost", "127.0.0.1", "::1", host]))
+        for scheme, address in proxies.items():
+            os.environ[f"{scheme}_proxy"] = address.replace("socks://", "socks5://")  # as desktops write it
+
+
+def choose_temporary_folder(port: int) -> None:
+    """Gradio keeps uploads and pictures in $GRADIO_TEMP_DIR. Without one the page gets a folder of its own, where it may
+    remove what is old (`dalle_core.studio.store`)."""
+    named = os.environ.get("GRADIO_TEMP_DIR")
+    user = os.getuid() if hasattr(os, "getuid") else "page"  # Windows has temporary folders for each user
+    folder = Path(named or Path(tempfile.gettempdir()) / f"dalle-{user}-{port}")
+    try:
+        try:
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=folder).close()
+            if not named and hasattr(os, "getuid") and folder.lstat().st_uid != user:
+                raise PermissionError
+        except OSError:
+            if named:
+                raise
+            folder = Path(tempfile.mkdtemp(prefix="dalle-"))  # somebody else has taken the name
+        os.environ["GRADIO_TEMP_DIR"] = str(folder)
+    except OSError as error:
+        place = f"the folder {named} of GRADIO_TEMP_DIR" if named else "the folder for temporary files"
+        fail(f"{place} cannot be used: {error.strerror or error}. Set GRADIO_TEMP_DIR to a folder that you can write to.")
+
+
+def main() -> None:
+    use_utf8()
+    args = arguments()
     if not 0 <= args.proxies <= 10:
         fail(f"--proxies {args.proxies}: how many proxies there are is a number from 0 to 10.")
+    check_address(args.host, args.port)
+    choose_temporary_folder(args.port)
+    bypass_proxy(args.host)
     user, password = os.environ.get("DALLE_USER"), os.environ.get("DALLE_PASSWORD")
     if bool(user) != bool(password):
         fail("set both DALLE_USER and DALLE_PASSWORD for a login, or neither.")
-
-    # A folder of this server's own, where it may remove what is old: see `dalle_core.studio.store`.
-    own = os.path.join(tempfile.gettempdir(), f"dalle-{getpass.getuser()}-{args.port}")
-    os.environ.setdefault("GRADIO_TEMP_DIR", own)
 
     # Only now: these take seconds, and --help or a wrong argument should not.
     if os.environ.get("SPACES_ZERO_GPU"):
@@ -93,7 +140,7 @@ def main() -> None:
         clip = args.clip if source == args.model else None
         pipe = dalle_core.load(source, args.device, dtype, clip, tell)
         if args.compile:
-            pipe.prior.compile_repeated_blocks(fullgraph=True)
+            pipe.prior.compile_repeated_blocks(dynamic=True)
         if args.public:
             pipe.max_candidates = PUBLIC_CANDIDATES
         return pipe
@@ -104,19 +151,19 @@ def main() -> None:
     try:
         with ThreadPoolExecutor(1) as loader:  # PyTorch's helpers of this thread end with it: see `dalle_core.engine.Engine`
             loading = loader.submit(load, args.model)
-            from demo import Models, create_demo, launch_options  # Gradio takes seconds too: meanwhile
+            from demo import create_demo, launch_options, open_studio  # Gradio takes seconds too: meanwhile
 
             pipe = loading.result()
-        models = Models(pipe, args.model, None if args.public else load, download)
-    except dalle_core.ModelError as error:
+        studio = open_studio(pipe, args.model, None if args.public else load, download, args.public)
+    except (dalle_core.ModelError, dalle_core.InputError) as error:
         fail(str(error))
-    create_demo(models).launch(
+    create_demo(studio).launch(
         server_name=args.host,
         server_port=args.port,
         share=args.share,
         inbrowser=args.browser,
         auth=(user, password) if user else None,
-        **launch_options(args.public, args.proxies, login=bool(user)),
+        **launch_options(studio, args.public, args.proxies, login=bool(user)),
     )
 
 

@@ -55,7 +55,7 @@ def main() -> None:
 
 def cpu_name() -> str:
     try:
-        with open("/proc/cpuinfo") as info:
+        with open("/proc/cpuinfo", encoding="utf-8") as info:
             return next(line.split(":")[1].strip() for line in info if line.startswith("model name"))
     except OSError:
         return platform.processor()

@@ -32,8 +32,8 @@ def theirs(folder: Path, candidates: int) -> dict:
     model = MinDalle.__new__(MinDalle)  # its constructor asks the Hub
     model.device, model.dtype, model.is_reusable, model.is_verbose = "cpu", torch.float32, True, False
     model.text_token_count, model.layer_count, model.embed_count = 64, 12, 1024
-    vocab = json.loads((folder / "vocab_mini.json").read_text())
-    merges = (folder / "merges_mini.txt").read_text().split("\n")[1:-1]
+    vocab = json.loads((folder / "vocab_mini.json").read_text(encoding="utf-8"))
+    merges = (folder / "merges_mini.txt").read_text(encoding="utf-8").split("\n")[1:-1]
     model.tokenizer = TextTokenizer(vocab, merges)
     model.encoder = DalleBartEncoder(12, 1024, 16, 50264, 64, 2730, "cpu").eval()
     model.decoder = DalleBartDecoder(16384, 1024, 16, 2730, 12, "cpu").eval()
@@ -107,6 +107,7 @@ def tried(folder: Path, candidates: int) -> dict[str, float]:
 
 
 def main() -> None:
+    sys.stdout.reconfigure(errors="backslashreplace")  # "·" in any locale
     parser = argparse.ArgumentParser(description="DALL·E mini's shapes, against min-dalle.")
     parser.add_argument("--candidates", type=int, default=9, choices=[1, 4, 9, 16])
     parser.add_argument("--dtype", default="float32", choices=[*DTYPES, "best"], help="ours; best: the fastest here")
@@ -134,7 +135,7 @@ def main() -> None:
         def run(side: str, candidates: int, dtype: str = "float32") -> dict:
             command = [sys.executable, "-m", "benchmarks.min_dalle", "--side", side, "--folder", folder]
             command += ["--dtype", dtype, "--candidates", str(candidates)]
-            out = subprocess.run(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True, check=True)
+            out = subprocess.run(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, encoding="utf-8", check=True)
             return json.loads(out.stdout.splitlines()[-1])
 
         first = run("ours", 1)  # converts the files, and must agree with theirs

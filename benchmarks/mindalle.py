@@ -81,6 +81,7 @@ def ours(args) -> dict:
 
 
 def main() -> None:
+    sys.stdout.reconfigure(errors="backslashreplace")  # "·" in any locale
     parser = argparse.ArgumentParser(description="minDALL·E's shapes, against its own code.")
     parser.add_argument("--peer", type=Path, required=True, help="a clone of github.com/kakaobrain/minDALL-E")
     parser.add_argument("--layers", type=int, default=6)
@@ -99,12 +100,12 @@ def main() -> None:
     from benchmarks.embedded import cpu_name
 
     with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / "config.yaml").write_text(f"stage2: {{hparams: {{n_heads: {HEADS}}}}}\n")
+        (Path(folder) / "config.yaml").write_text(f"stage2: {{hparams: {{n_heads: {HEADS}}}}}\n", encoding="utf-8")
 
         def run(side: str, *more: str) -> dict:
             command = [sys.executable, "-m", "benchmarks.mindalle", "--side", side, "--checkpoint", f"{folder}/stage2_last.ckpt"]
             command += ["--peer", str(args.peer), "--layers", str(args.layers), "--candidates", str(args.candidates), *more]
-            out = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True).stdout
+            out = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, encoding="utf-8", check=True).stdout
             return json.loads(out.splitlines()[-1])
 
         expected = run("theirs", "--only-greedy")["greedy"]

@@ -56,7 +56,7 @@ def main() -> None:
                 time.sleep(0.05)
         answered = time.perf_counter() - started
         previews, grids = zip(*from_click(url, 1 + args.repeats))
-        status = Path(f"/proc/{server.pid}/status").read_text()
+        status = Path(f"/proc/{server.pid}/status").read_text(encoding="utf-8")
         resident = next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmRSS"))
     finally:
         server.terminate()

@@ -124,6 +124,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: list[str] | None = None) -> None:
+    sys.stdout.reconfigure(errors="backslashreplace")  # a prompt may have letters that the locale's encoding lacks
     args = parser().parse_args(arguments)
     try:
         args.run(args)

@@ -1,13 +1,15 @@
 """X/Y grids: one prompt drawn with two things varied, so that what each does can be seen. Planned here, drawn by whoever."""
 
 import csv
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from PIL import Image, ImageDraw, ImageFont
 
 from dalle_core.errors import InputError
+from dalle_core.pictures import enlarge
+from dalle_core.request import MAX_PROMPT, DrawingRequest, Limits, number, text
 
-NUMBERS = {"seed": int, "temperature": float, "top_k": int, "top_p": float, "guidance_scale": float}
+NUMBERS = ("seed", "temperature", "top_k", "top_p", "guidance_scale")
 AXES = ("prompt", *NUMBERS, "model")
 MAX_CELLS = 64
 SIDE, MARGIN, LINE = 192, 10, 22  # pixels of the sheet: a picture, the space between, a line of text
@@ -25,57 +27,68 @@ class Axis:
 
 @dataclass(frozen=True)
 class Cell:
-    """One picture of the grid: its column and row, and the arguments it is drawn with, `prompt` and `model` among them."""
+    """One picture of the grid: its column and row, what is drawn there, and the model that draws it (None: the loaded one)."""
 
     column: int
     row: int
-    arguments: dict
+    request: DrawingRequest
+    source: str | None = None
 
 
-def parse_axis(name: str, text: str) -> Axis:
+def parse_axis(name: str, values: str, limits: Limits) -> Axis:
     """Values separated by commas; a value that holds one stands in quotation marks. Raises InputError."""
+    values = text(name or "An axis", values or "").replace("\n", ",").replace("\r", ",")
+    return axis(name, next(csv.reader([values], skipinitialspace=True), []), limits)
+
+
+def axis(name: str, values: list, limits: Limits) -> Axis:
+    """Checked, without blank values. Raises InputError."""
     if not name:
         return Axis("", [None])
     if name not in AXES:
-        raise InputError(f"{name[:40]!r} cannot be varied; choose one of: {', '.join(AXES)}.")
-    cells = next(csv.reader([(text or "").replace("\n", ",").replace("\r", ",")], skipinitialspace=True), [])
-    cells = [cell.strip() for cell in cells if cell.strip()]
-    if not cells:
-        raise InputError(f"{name} has no values: write some, separated by commas.")
-    if len(cells) > MAX_CELLS:
-        raise InputError(f"{name} has {len(cells)} values; a grid has up to {MAX_CELLS} cells.")
-    kind = NUMBERS.get(name, str)
-    values = []
-    for cell in cells:
-        try:
-            values.append(kind(cell))
-        except ValueError:
-            raise InputError(f"{name}: {cell[:40]!r} is not a {'whole ' * (kind is int)}number.") from None
-    return Axis(name, values)
+        raise InputError(f"{str(name)[:40]!r} cannot be varied; choose one of: {', '.join(AXES)}.")
+    if not isinstance(values, list) or len(values) > MAX_PROMPT:
+        raise InputError(f"The values of {name} must be a list; a grid has up to {MAX_CELLS} cells.")
+    values = [value.strip() if isinstance(value, str) else value for value in values]
+    values = [value for value in values if value != ""]
+    if not values:
+        raise InputError(f"{name} has no values: name some, separated by commas.")
+    if len(values) > MAX_CELLS:
+        raise InputError(f"{name} has {len(values)} values; a grid has up to {MAX_CELLS} cells.")
+    return Axis(name, [number(name, value, limits) if name in NUMBERS else text(name, value) for value in values])
 
 
-def plan(x: Axis, y: Axis, arguments: dict) -> list[Cell]:
-    """The cells of a grid, those of one model together. arguments: those that no axis varies, `prompt`, `seed` and `model`
-    among them. A prompt axis replaces its first value in the prompt by each of its values. Raises InputError."""
+def plan(x: Axis, y: Axis, request: DrawingRequest) -> list[Cell]:
+    """The cells of a grid, those of one model together. request: what no axis varies. A prompt axis replaces its first value
+    in the prompt by each of its values. Raises InputError."""
     if x.name and x.name == y.name:
         raise InputError(f"Both axes vary {x.name}: choose another for one of them.")
     if len(x.values) * len(y.values) > MAX_CELLS:
         raise InputError(f"This grid has {len(x.values) * len(y.values)} cells; up to {MAX_CELLS} are drawn in one go.")
     for axis in (x, y):
-        if axis.name == "prompt" and axis.values[0] not in arguments["prompt"]:
+        if axis.name == "prompt" and axis.values[0] not in request.prompt:
             raise InputError(f"The first of the prompt's values, {axis.values[0][:60]!r}, is not in the prompt.")
     cells = []
     for row, below in enumerate(y.values):
         for column, across in enumerate(x.values):
-            varied = dict(arguments)
+            varied, source = request, None
             for axis, value in ((x, across), (y, below)):
                 if axis.name == "prompt":
-                    varied["prompt"] = varied["prompt"].replace(axis.values[0], value)
+                    varied = replace(varied, prompt=_replaced(request.prompt, axis.values[0], value))
+                elif axis.name == "model":
+                    source = value
                 elif axis.name:
-                    varied[axis.name] = value
-            cells.append(Cell(column, row, varied))
+                    varied = replace(varied, **{axis.name: value})
+            cells.append(Cell(column, row, varied, source))
     models = [value for axis in (x, y) if axis.name == "model" for value in axis.values]
-    return sorted(cells, key=lambda cell: models.index(cell.arguments["model"])) if models else cells
+    return sorted(cells, key=lambda cell: models.index(cell.source)) if models else cells
+
+
+def _replaced(prompt: str, first: str, value: str) -> str:
+    length = len(prompt) + prompt.count(first) * (len(value) - len(first))  # a short first value may stand in it often
+    if length > MAX_PROMPT:
+        raise InputError(f"prompt has {length:,} characters; {MAX_PROMPT:,} are the most.")
+    return prompt.replace(first, value)
 
 
 def best(scores: dict) -> tuple[int, int] | None:
@@ -94,7 +107,7 @@ def font(size: int) -> ImageFont.FreeTypeFont:
 
 
 def sheet(x: Axis, y: Axis, pictures: dict, scores: dict) -> Image.Image:
-    """The grid as one labelled picture. pictures, scores: by (column, row); cells that are not there yet are grey.
+    """The grid as one labelled picture. pictures (RGB), scores: by (column, row); cells that are not there yet are grey.
 
     Scores stand below their pictures; the best is framed. Letters that no font of the system has are drawn as boxes.
     """
@@ -128,7 +141,7 @@ def sheet(x: Axis, y: Axis, pictures: dict, scores: dict) -> Image.Image:
                 continue
             if (column, row) == winner:
                 pen.rectangle([place[0] - 4, place[1] - 4, place[0] + SIDE + 4, place[1] + SIDE + LINE], fill="#d9480f")
-            page.paste(pictures[column, row].convert("RGB").resize((SIDE, SIDE), Image.Resampling.LANCZOS), place)
+            page.paste(enlarge(pictures[column, row], SIDE).resize((SIDE, SIDE), Image.Resampling.LANCZOS), place)
             score = scores.get((column, row))
             mark = "white" if (column, row) == winner else "black"
             write((place[0], place[1] + SIDE + 2), "" if score is None else f"{score:.3f}", SIDE, mark)

@@ -147,7 +147,7 @@ def check_local(path: Path) -> None:
     no sums of their own. What was changed since, or came otherwise, is left alone. Raises ModelError."""
     note = path.parent / ".cache" / "huggingface" / "download" / f"{path.name}.metadata"
     try:
-        _, sha, noted = note.read_text().split()  # revision, SHA-256 of a large file, time
+        _, sha, noted = note.read_text(encoding="utf-8").split()  # revision, SHA-256 of a large file, time
         changed = path.stat().st_mtime - 1 > float(noted)  # to a second, as huggingface_hub itself compares
     except (OSError, ValueError):
         return
@@ -240,7 +240,7 @@ def _record_file() -> Path:
 
 def _recorded() -> dict[str, str]:
     try:
-        return json.loads(_record_file().read_text())
+        return json.loads(_record_file().read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
 
@@ -249,5 +249,5 @@ def _record(repo: str, revision: str) -> None:
     file = _record_file()
     file.parent.mkdir(parents=True, exist_ok=True)
     part = file.with_suffix(f".{os.getpid()}")
-    part.write_text(json.dumps(_recorded() | {repo: revision}, indent=1))
+    part.write_text(json.dumps(_recorded() | {repo: revision}, indent=1), encoding="utf-8")
     part.replace(file)

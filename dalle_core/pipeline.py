@@ -1,7 +1,6 @@
 """From a prompt to ranked candidates: `DallePipeline`, a diffusers pipeline of image tokenizer, prior and CLIP."""
 
 import math
-import operator
 import secrets
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
@@ -20,10 +19,12 @@ from dalle_core.engine import Engine, SamplingSettings, generate, on_engine
 from dalle_core.errors import InputError, ModelError
 from dalle_core.gpt_prior import GPTPrior
 from dalle_core.int8 import is_quantized
+from dalle_core.request import DrawingRequest, Limits, number, token_grid
 from dalle_core.sampling import candidate_uniforms
 from dalle_core.text_normalizer import NORMALIZERS
 from dalle_core.text_tokenizer import encode_prompts, fit_prompt
 
+LABELS = 32  # that CLIP reads at a time
 NOT_DRAWN = 0.86  # light grey in [-1, 1]: cells of a preview whose token is not drawn yet
 
 
@@ -108,6 +109,7 @@ class DallePipeline(DiffusionPipeline):
             licence=licence, labels=list(labels or []),
         )  # fmt: skip
         self.engine = Engine(prior)
+        self._memory = memory.Shares()
         self.chunk_size: int | None = None  # candidates sampled at a time; None: what fits, up to 64
         self.max_candidates = 64
         self.revision = ""  # which weights these are, among all of this name; `load` says it
@@ -117,6 +119,18 @@ class DallePipeline(DiffusionPipeline):
         if is_quantized(self.prior):
             raise ModelError("int8 weights are not saved: load the model in float32 or bfloat16 to save it.")
         super().save_pretrained(*args, **kwargs)
+
+    def to(self, *args, **kwargs) -> "DallePipeline":
+        """As diffusers' own, but dtype is that of the prior and of the image tokenizer's decoder: CLIP and what reads pictures
+        stay in float32, for a nearest code and a rank are a matter of the third digit."""
+        dtypes = [value for value in (*args, kwargs.pop("dtype", None)) if isinstance(value, torch.dtype)]
+        args = [value for value in args if not isinstance(value, torch.dtype)]
+        if args or kwargs:
+            super().to(*args, **kwargs)
+        for dtype in dtypes:
+            for part in (self.prior, self.image_tokenizer.decoder, self.image_tokenizer.post_quant_conv):
+                part.to(dtype)
+        return self
 
     def check_config(self) -> None:
         """Raises InputError naming what in `model_index.json` cannot be."""
@@ -128,11 +142,15 @@ class DallePipeline(DiffusionPipeline):
                 raise InputError(f"{key} must be a list of texts.")
         if self.config.text_normalizer not in (None, *NORMALIZERS):
             raise InputError(f"text_normalizer is {self.config.text_normalizer!r}; it must be null or one of {', '.join(NORMALIZERS)}.")
-        self._settings(None, None, None, None, None)
+        DrawingRequest("").checked(self.limits, self.defaults)
 
     @property
     def name(self) -> str:
         return self.config.name
+
+    @property
+    def limits(self) -> Limits:
+        return Limits(self.max_candidates, self.grid_size, self.codebook_size)
 
     @property
     def defaults(self) -> dict:
@@ -161,20 +179,25 @@ class DallePipeline(DiffusionPipeline):
         """(what the model reads of a prompt, what does not fit its text length)."""
         return fit_prompt(self.text_tokenizer, prompt, self.prior.config.text_length, self.config.text_normalizer)
 
-    @on_engine
     def encode(self, image: Image.Image) -> torch.Tensor:
         """A picture -> its tokens [grid, grid], by the image tokenizer; cropped to a centred square and resized.
 
         Raises InputError when the image tokenizer came without its encoder.
         """
-        square = ImageOps.fit(images.flat(image), (self.image_size, self.image_size), Image.Resampling.LANCZOS)
+        return self._encode(self.square(image))
+
+    def square(self, image: Image.Image) -> Image.Image:
+        """What the model sees of a picture: a centred square in its own size, RGB."""
+        return ImageOps.fit(images.flat(image), (self.image_size, self.image_size), Image.Resampling.LANCZOS)
+
+    @on_engine
+    def _encode(self, square: Image.Image) -> torch.Tensor:
         pixels = images.to_pixels([square]).to(self.image_tokenizer.device)
         return images.encode(self.image_tokenizer, pixels)[0].cpu()
 
     def decode(self, tokens: torch.Tensor) -> Image.Image:
         """Tokens [grid, grid] -> the picture they stand for. Raises InputError for other shapes or numbers."""
-        checked, _ = self._forced(tokens, torch.ones(self.grid_size, self.grid_size, dtype=torch.bool))
-        return self._images(checked[None])[0]
+        return self._images(token_grid(tokens, self.limits).flatten()[None])[0]
 
     @on_engine
     @torch.inference_mode()
@@ -183,32 +206,27 @@ class DallePipeline(DiffusionPipeline):
 
         min-dalle's `is_seamless` decodes a grid of different candidates in this way. Raises InputError as `decode` does.
         """
-        checked, _ = self._forced(tokens, torch.ones(self.grid_size, self.grid_size, dtype=torch.bool))
-        grid, half, side = checked.view(self.grid_size, self.grid_size), self.grid_size // 2, self.image_size
-        around = grid.roll((half, half), (0, 1)).repeat(2, 2)  # half a picture on each side of the whole one
+        half, side = self.grid_size // 2, self.image_size
+        around = token_grid(tokens, self.limits).roll((half, half), (0, 1)).repeat(2, 2)  # half a picture on each side of the whole one
         pixels = images.decode(self.image_tokenizer, around[None].to(self.image_tokenizer.device))
         start = half * (side // self.grid_size)
         return images.to_images(pixels[..., start : start + side, start : start + side])[0]
 
-    @on_engine
-    @torch.inference_mode()
     def log_likelihood(self, tokens: torch.Tensor, prompts: list[str]) -> list[float]:
         """log p(tokens | prompt) of each prompt, in nats a token: how well the prior finds that the picture fits."""
-        tokens, _ = self._forced(tokens, torch.ones(self.grid_size, self.grid_size, dtype=torch.bool))
-        tokens = tokens.to(self.prior.device)
-        results = []
-        for start in range(0, len(prompts), 8):
-            text_ids = encode_prompts(
-                self.text_tokenizer, prompts[start : start + 8], self.prior.config.text_length,
-                self.config.text_normalizer,
-            ).to(self.prior.device)  # fmt: skip
-            rows = tokens.expand(len(text_ids), -1)
-            logits = self.prior(text_ids, rows[:, :-1]).float()
-            loss = F.cross_entropy(logits.flatten(0, 1), rows.flatten(), reduction="none")
-            results += (-loss.view_as(rows).mean(1)).tolist()
-        return results
+        tokens = token_grid(tokens, self.limits).flatten()
+        parts = [self._log_likelihoods(tokens, prompts[i : i + 8]) for i in range(0, len(prompts), 8)]
+        return [value for part in parts for value in part]
 
-    @on_engine
+    @on_engine  # a few at a time: others' tokens are drawn in between
+    @torch.inference_mode()
+    def _log_likelihoods(self, tokens: torch.Tensor, prompts: list[str]) -> list[float]:
+        text_ids = encode_prompts(self.text_tokenizer, prompts, self.prior.config.text_length, self.config.text_normalizer)
+        text_ids, rows = text_ids.to(self.prior.device), tokens.to(self.prior.device).expand(len(text_ids), -1)
+        logits = self.prior(text_ids, rows[:, :-1]).float()
+        loss = F.cross_entropy(logits.flatten(0, 1), rows.flatten(), reduction="none")
+        return (-loss.view_as(rows).mean(1)).tolist()
+
     def recognise(self, image: Image.Image, labels: list[str] | None = None, deep: int = 12) -> list["Label"]:
         """What a picture shows, most likely first by CLIP: each label's CLIP cosine and probability and, for the first
         `deep` (if the image tokenizer can read pictures), the prior's log-likelihood of the picture given the label.
@@ -220,20 +238,27 @@ class DallePipeline(DiffusionPipeline):
             raise InputError("Name some labels, one a line: what could the picture show?")
         if self.clip is None:
             raise InputError("This model was loaded without CLIP, which is what recognises.")
-        tokenizer = self.clip_tokenizer or self.text_tokenizer
-        square = ImageOps.fit(images.flat(image), (self.image_size, self.image_size), Image.Resampling.LANCZOS)
-        picture = clip_rerank.image_embeddings(self.clip, self.clip_processor, [square])
-        texts = torch.cat([
-            clip_rerank.text_embeddings(self.clip, tokenizer, labels[i : i + 64]) for i in range(0, len(labels), 64)
-        ])  # fmt: skip
-        cosines = (texts @ picture[0]).cpu()
-        shares = (cosines * self.clip.logit_scale.exp().float().cpu()).softmax(0)
+        square = self.square(image)
+        picture = self._embedding(square)
+        cosines = torch.cat([self._cosines(picture, labels[i : i + LABELS]) for i in range(0, len(labels), LABELS)])
+        shares = (cosines * self.clip.logit_scale.detach().exp().float().cpu()).softmax(0)
         order = cosines.argsort(descending=True).tolist()
         likelihoods = {}
         if deep and images.has_encoder(self.image_tokenizer):
             first = [labels[i] for i in order[:deep]]
-            likelihoods = dict(zip(first, self.log_likelihood(self.encode(image), first)))
+            likelihoods = dict(zip(first, self.log_likelihood(self._encode(square), first)))
         return [Label(labels[i], cosines[i].item(), shares[i].item(), likelihoods.get(labels[i])) for i in order]
+
+    @on_engine
+    def _embedding(self, square: Image.Image) -> torch.Tensor:
+        return clip_rerank.image_embeddings(self.clip, self.clip_processor, [square])[0]
+
+    @on_engine  # a few at a time: others' tokens are drawn in between
+    @torch.inference_mode()
+    def _cosines(self, picture: torch.Tensor, labels: list[str]) -> torch.Tensor:
+        """picture [D] -> CLIP's cosines with the labels [B], on the CPU."""
+        tokenizer = self.clip_tokenizer or self.text_tokenizer
+        return (clip_rerank.text_embeddings(self.clip, tokenizer, labels) @ picture).cpu()
 
     def candidates_that_fit(self, guided: bool = True) -> int:
         """How many candidates can be drawn together in the memory that is free, at most `max_candidates`."""
@@ -270,40 +295,34 @@ class DallePipeline(DiffusionPipeline):
 
         Raises InputError, before anything is computed, naming the argument, its value and what is allowed.
         """
-        if not isinstance(prompt, str) or not isinstance(negative_prompt, str):
-            raise InputError("The prompt and the negative prompt must be text.")
-        used, dropped = self.fit_prompt(prompt)
+        request = DrawingRequest(
+            prompt, negative_prompt, num_candidates, seed, temperature, top_k, top_p, guidance_scale, image_tokens, keep
+        ).checked(self.limits, self.defaults)
+        preview_every = number("preview_every", preview_every, self.limits)
+        used, dropped = self.fit_prompt(request.prompt)
         try:
-            negative = negative_prompt.strip() and self.fit_prompt(negative_prompt)[0]
+            negative = request.negative_prompt.strip() and self.fit_prompt(request.negative_prompt)[0]
         except InputError:
             raise InputError(
                 f"This model knows nothing of the negative prompt {negative_prompt[:40]!r}: leave it empty or try other words."
             ) from None
-        seed = secrets.randbelow(2**32) if seed is None else _number("seed", seed, 0, 2**63 - 1, whole=True)
-        num_candidates, settings = self._settings(num_candidates, temperature, top_k, top_p, guidance_scale)
-        preview_every = _number("preview_every", preview_every, 0, 10**6, whole=True)
-        forced, keep = self._forced(image_tokens, keep)
+        seed = secrets.randbelow(2**32) if request.seed is None else request.seed
+        settings = SamplingSettings(request.temperature, request.top_k, request.top_p, request.guidance_scale)
+        forced, keep = (None if tokens is None else tokens.flatten() for tokens in (request.image_tokens, request.keep))
         generation = Generation(
-            candidates=[], prompt=prompt, used_prompt=used, dropped_prompt=dropped, negative_prompt=negative_prompt,
-            seed=seed, settings={"num_candidates": num_candidates} | asdict(settings),
+            candidates=[], prompt=request.prompt, used_prompt=used, dropped_prompt=dropped, negative_prompt=request.negative_prompt,
+            seed=seed, settings=request.settings,
         )  # fmt: skip
         return self._stream(generation, negative, settings, forced, keep, preview_every, rerank)
 
-    def _settings(self, num_candidates, temperature, top_k, top_p, guidance_scale) -> tuple[int, SamplingSettings]:
-        """Checked, the model's own where they are None."""
-        defaults = self.defaults
-
-        def number(name, value, low, high, whole=False, above=False):
-            return _number(name, defaults[name] if value is None else value, low, high, whole, above)
-
-        return number("num_candidates", num_candidates, 1, self.max_candidates, whole=True), SamplingSettings(
-            temperature=number("temperature", temperature, 0.0, 100.0),
-            top_k=number("top_k", top_k, 0, self.codebook_size, whole=True),
-            top_p=number("top_p", top_p, 0.0, 1.0, above=True),
-            guidance_scale=number("guidance_scale", guidance_scale, 0.0, 100.0),
-        )
-
     def _stream(self, generation, negative, settings, forced, keep, preview_every, rerank) -> Iterator[Step]:
+        config, prompts = self.prior.config, 1 if settings.guidance_scale == 1 else 2
+        most = min(self.chunk_size or self.max_candidates, generation.settings["num_candidates"])
+        with self._memory.chunk(config, self.prior.dtype.itemsize, prompts, self.prior.device, most) as chunk:
+            chunk = most if self.chunk_size else chunk
+            yield from self._chunks(generation, negative, settings, forced, keep, preview_every, rerank, chunk)
+
+    def _chunks(self, generation, negative, settings, forced, keep, preview_every, rerank, chunk) -> Iterator[Step]:
         count, length = generation.settings["num_candidates"], self.prior.config.image_length
         device = self.prior.device
         text_ids, null_ids = (
@@ -314,7 +333,6 @@ class DallePipeline(DiffusionPipeline):
         )
         finished = torch.empty(0, length, dtype=torch.long)  # tokens, on the CPU
         shown: list[Image.Image] = []  # of the finished ones
-        chunk = min(self.chunk_size or self.candidates_that_fit(guided=settings.guidance_scale != 1), count)
         while len(finished) < count:
             rows = range(len(finished), min(len(finished) + chunk, count))
             uniforms = torch.stack([candidate_uniforms(generation.seed, i, length) for i in rows])
@@ -394,46 +412,3 @@ class DallePipeline(DiffusionPipeline):
     def _not_drawn(self) -> Image.Image:
         """The grey picture of a candidate that has not been begun."""
         return Image.new("RGB", (self.image_size, self.image_size), (round((NOT_DRAWN + 1) * 127.5),) * 3)
-
-    def _forced(self, image_tokens, keep) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-        """Checked and flattened: ([N] int64, [N] bool), or two None."""
-        if image_tokens is None and keep is None:
-            return None, None
-        if image_tokens is None or keep is None:
-            raise InputError("image_tokens and keep go together: the tokens, and which of them stay.")
-        shape = (self.grid_size, self.grid_size)
-        try:
-            image_tokens, keep = torch.as_tensor(image_tokens), torch.as_tensor(keep)
-        except (TypeError, ValueError, RuntimeError):
-            raise InputError(f"image_tokens and keep must be grids of numbers {shape}, as tensors or as lists.") from None
-        for name, value in (("image_tokens", image_tokens), ("keep", keep)):
-            if tuple(value.shape) != shape:
-                raise InputError(f"{name} has the shape {tuple(value.shape)}; this model's grid is {shape}.")
-        if image_tokens.is_floating_point() or image_tokens.is_complex() or image_tokens.dtype == torch.bool:
-            raise InputError(f"image_tokens must be whole numbers, not {image_tokens.dtype}.")
-        image_tokens = image_tokens.long()
-        if keep.dtype != torch.bool:
-            raise InputError(f"keep must be boolean (true where the token stays), not {keep.dtype}.")
-        if image_tokens.min() < 0 or image_tokens.max() >= self.codebook_size:
-            raise InputError(
-                f"image_tokens holds {image_tokens.min().item()} to {image_tokens.max().item()}; this model's tokens are "
-                f"0 to {self.codebook_size - 1}."
-            )
-        return image_tokens.flatten(), keep.flatten()
-
-
-def _number(name: str, value, low, high, whole: bool = False, above: bool = False):
-    """`value` as an int or float in [low, high], or ]low, high]. Raises InputError."""
-    allowed = f"{'a whole number' if whole else 'a number'} {'above' if above else 'from'} {low} {'up ' if above else ''}to {high}"
-    wrong = InputError(f"{name} is {str(value)[:60]!r}; it must be {allowed}.")
-    if isinstance(value, bool) or value is None:
-        raise wrong
-    try:
-        value = operator.index(value) if whole else float(value)
-    except (TypeError, ValueError, OverflowError):
-        if not (whole and isinstance(value, float) and value.is_integer()):
-            raise wrong from None
-        value = int(value)
-    if not (low < value if above else low <= value) or not value <= high:  # NaN fails too
-        raise wrong
-    return value

@@ -1,6 +1,7 @@
-"""The page: `create_demo(pipe)` builds it, `launch_options()` says how it is served. Importing starts nothing."""
+"""The page: `create_demo(studio)` builds it, `launch_options()` says how it is served. Importing starts nothing."""
 
 import os
+from pathlib import Path
 
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read at gradio's import: no look-ups at start-up
 os.environ.setdefault("GRADIO_ANALYTICS_CACHE_FREQUENCY", str(10**9))  # else each refusal sums up all events, in pandas
@@ -8,55 +9,68 @@ os.environ.setdefault("GRADIO_ANALYTICS_MAX_EVENTS", "100")
 os.environ.setdefault("FORWARDED_ALLOW_IPS", "")  # read at the launch: `demo.public` says which proxies are trusted
 
 import gradio as gr  # noqa: E402
+from gradio.utils import get_upload_folder  # noqa: E402
 from starlette.middleware import Middleware  # noqa: E402
 
+from dalle_core import DallePipeline  # noqa: E402
 from dalle_core.studio.budgets import OWN, PUBLIC, Budgets  # noqa: E402
-from demo import about, augment, compare, complete, create, history, language, recognise, tokens, vote  # noqa: E402
+from dalle_core.studio.holder import ModelHolder  # noqa: E402
+from dalle_core.studio.store import Store  # noqa: E402
+from dalle_core.studio.studio import Studio  # noqa: E402
+from demo import api, language  # noqa: E402
+from demo.gpu import on_gpu  # noqa: E402
+from demo.handlers import QUIET  # noqa: E402
 from demo.look import CSS, HEAD, JS, header, theme  # noqa: E402
-from demo.models import Models  # noqa: E402
 from demo.page import Page  # noqa: E402
 from demo.public import Bounds  # noqa: E402
+from demo.tabs import compare, complete, dataset, history, model, recognise, tokens, vote  # noqa: E402
+from demo.tabs.create import Create  # noqa: E402
 
 
-def create_demo(models: Models, together: int = 4) -> gr.Blocks:
-    """The page; all visitors share the loaded model, nothing of theirs is kept in it. `together` people draw at once,
+def open_studio(pipe: DallePipeline, source: str, load=None, download=None, public: bool = False) -> Studio:
+    """The studio of a page: its files lie below Gradio's folder, which serves them. load, download: as of `ModelHolder`;
+    public: strangers have a budget."""
+    folder = Path(get_upload_folder())
+    return Studio(
+        ModelHolder(pipe, source, load, download), Store(folder / "studio", also=[folder]), Budgets(PUBLIC if public else OWN),
+        on_gpu(120),
+    )  # fmt: skip
+
+
+def create_demo(studio: Studio, together: int = 4) -> gr.Blocks:
+    """The page; all visitors share the studio's model, nothing of theirs is kept in it. `together` people draw at once,
     the next ones wait in a queue."""
-    with Page(title="DALL·E, ranked", delete_cache=(3600, 24 * 3600), fill_width=True, analytics_enabled=False) as demo:
+    with Page(studio.store, title="DALL·E, ranked", delete_cache=(3600, 24 * 3600), fill_width=True, analytics_enabled=False) as demo:
+        api.build(studio, together)  # first: the tabs' events may have the same names, and the first keeps its name
         gr.HTML(header(), elem_id="header")
         with gr.Tabs(elem_id="tabs") as tabs:
             with gr.Tab("Create", id="create"):
-                to_complete, chosen, prompt, save_recipe, dropped = create.build(models, demo, together)
+                create = Create(studio, demo, together)
             with gr.Tab("Complete", id="complete") as tab:
-                picture, words, opening = complete.build(models, together, save_recipe, tab)
+                picture, words, opening = complete.build(studio, together, create.controls.save_recipe, tab)
             with gr.Tab("Tokens", id="tokens"):
-                tokens.build(models)
+                tokens.build(studio)
             with gr.Tab("Recognise", id="recognise"):
-                recognise.build(models, together)
+                recognise.build(studio, together)
             with gr.Tab("Compare", id="compare"):
-                compare.build(models, together)
+                compare.build(studio, together)
             with gr.Tab("Augment", id="augment"):
-                augment.build(models, together)
-            with gr.Tab("Model", id="model") as model:
-                about.build(models, model)
-        to_complete.click(
-            lambda path, text: (path, text, gr.Tabs(selected="complete")), [chosen, prompt], [picture, words, tabs],
+                dataset.build(studio, together)
+            with gr.Tab("Model", id="model") as tab:
+                model.build(studio, tab)
+        create.chosen.complete.click(
+            lambda chosen, text: (chosen.path if chosen else None, text, gr.Tabs(selected="complete")),
+            [create.chosen.picture, create.controls.prompt], [picture, words, tabs],
             api_visibility="private", show_progress="hidden",
         ).then(**opening)  # fmt: skip
         # A picture may be dropped on any tab; what it restores is on the first.
-        dropped.success(
-            lambda: gr.Tabs(selected="create"), None, tabs, queue=False, api_visibility="private", show_progress="hidden"
-        )  # fmt: skip
-    for event in demo.fns.values():
-        if event.api_visibility == "public":
-            event.fn.__name__ = event.api_name  # after which MCP names its tools
+        create.opened.success(lambda: gr.Tabs(selected="create"), None, tabs, **QUIET)
     return demo.queue(max_size=16, default_concurrency_limit=1, api_open=False)
 
 
-def launch_options(public: bool = False, proxies: int = 0, login: bool = False, budgets: Budgets | None = None) -> dict:
+def launch_options(studio: Studio, public: bool = False, proxies: int = 0, login: bool = False) -> dict:
     """Arguments of `launch` that make the page look and behave as designed, and safe to put on a public host. The public
-    endpoints are tools of an MCP server as well, but with a login: its programs could not use it. proxies: as of `Bounds`;
-    budgets: of the visitors, for a public page by default small ones."""
-    budgets = budgets or Budgets(PUBLIC if public else OWN)
+    endpoints are tools of an MCP server as well, but with a login: its programs could not use it. proxies: as of `Bounds`."""
     return {
         "theme": theme(),
         "css": CSS,
@@ -71,6 +85,7 @@ def launch_options(public: bool = False, proxies: int = 0, login: bool = False, 
         "footer_links": ["api"],
         "state_session_capacity": 200 if public else 10_000,
         "pwa": True,
-        "app_kwargs": {"middleware": [Middleware(Bounds, budgets=budgets, proxies=proxies)]},
+        "app_kwargs": {"middleware": [Middleware(Bounds, budgets=studio.budgets, proxies=proxies)]},
         "mcp_server": not login,
+        "_frontend": False,  # else Gradio gives up when its own page does not answer within 3 seconds, as on a busy machine
     }

@@ -5,9 +5,9 @@ wrote stays as it is: inside `translate="no"`, or the class `notranslate` where 
 """
 
 import json
-from pathlib import Path
 
-FOLDER = Path(__file__).parent
-CHINESE = json.loads((FOLDER / "chinese.json").read_text(encoding="utf-8"))
+from demo import static
+
+CHINESE = json.loads(static.read("chinese.json"))
 WORDS = json.dumps(CHINESE, ensure_ascii=False, separators=(",", ":")).replace("</", "<\\/")  # ends no script
-HEAD = f"<script>window.dalleChinese = {WORDS};\n{(FOLDER / 'language.js').read_text(encoding='utf-8')}</script>"
+HEAD = f"<script>window.dalleChinese = {WORDS};\n{static.read('language.js')}</script>"

@@ -1,6 +1,10 @@
 """How the page looks: a light table for pictures. System fonts only, nothing is fetched from anywhere."""
 
+from urllib.parse import quote
+
 import gradio as gr
+
+from demo import static
 
 SANS = ["system-ui", "-apple-system", "Segoe UI", "Noto Sans", "Noto Sans CJK SC", "sans-serif"]
 MONO = ["ui-monospace", "SF Mono", "Menlo", "Consolas", "DejaVu Sans Mono", "monospace"]
@@ -75,6 +79,9 @@ CSS = """
 .line b { color: var(--body-text-color); font-weight: 600; }
 .notice { border-left: 3px solid #e8590c; padding: .4rem .8rem; font-size: .92rem; margin-top: .5rem; }
 #notice:not(:has(.notice)), :is(#previews, #complete-previews):not(:has(img)) { display: none; }
+/* Until there is something to use it on. It is part of the page all the while: Gradio may lose a value that arrives together with
+   its component, and does not hide "hidden" rows and columns. */
+.unused { display: none !important; }
 .notice s { opacity: .65; }
 :is(#gallery, #completions) { background: transparent; }
 :is(#gallery, #completions) .grid-wrap { max-height: none; }
@@ -106,6 +113,8 @@ footer .divider { display: none; }  /* Gradio's, after the last link */
 #stroke polyline { fill: none; stroke: #e8590c; stroke-width: 2.5; stroke-linecap: round; opacity: .8; }
 #chosen { background: transparent; }
 #chosen img { border-radius: 14px; background: #fff; }
+#chosen :is(button:has(img), .image-frame, img) { width: 100%; }
+.stop:disabled { display: none; }
 .figures, #model-card { contain: inline-size; overflow-x: auto; }  /* a wide table does not widen a phone's page */
 /* Chinese lines break between any two signs: short words of the interface should not. */
 :root:lang(zh) :is(button, th, .head) { word-break: keep-all; }
@@ -133,7 +142,7 @@ footer .divider { display: none; }  /* Gradio's, after the last link */
   .brand h1 { font-size: 1.35rem; }
   .brand p { font-size: .9rem; clear: both; }
   #prompt-row { display: grid; grid-template-columns: 1fr 1fr; }
-  #prompt { grid-column: 1 / -1; }
+  #prompt, #prompt-row:has(.stop:disabled) #generate { grid-column: 1 / -1; }
   #seed-row { display: grid; grid-template-columns: 2fr 1fr; }
   #seed { grid-column: 1 / -1; }
   #open-row { display: block; }
@@ -143,6 +152,10 @@ footer .divider { display: none; }  /* Gradio's, after the last link */
   .preview-grid, :is(#gallery, #completions) .grid-container { grid-template-columns: repeat(2, minmax(0, 1fr)) !important; }
 }
 """
+# Inside the style: a file that Gradio serves lies in its temporary folder, which may be cleaned.
+CSS += f'''#dice::before {{ content: ""; width: 1.25rem; height: 1.25rem;
+  background: url("data:image/svg+xml,{quote(static.read("dice.svg"))}"); }}
+'''
 
 # Enter in a line of text starts what the open tab draws, Ctrl+Enter does so in any field; Escape stops it anywhere.
 JS = """

@@ -1,7 +1,6 @@
 """gr.Blocks for strangers: whatever they send, they get a result or a sentence, and no file but theirs is opened."""
 
 import logging
-from pathlib import Path
 
 import gradio as gr
 
@@ -18,9 +17,9 @@ log = logging.getLogger(__name__)
 class Page(gr.Blocks):
     """`store` holds the files that are made for visitors, below Gradio's own folder, and bounds what they upload."""
 
-    def __init__(self, **options):
+    def __init__(self, store: Store, **options):
         super().__init__(**options)
-        self.store = Store(Path(self.GRADIO_CACHE) / "studio", also=[self.GRADIO_CACHE])
+        self.store = store
 
     def __exit__(self, *raised):
         super().__exit__(*raised)
@@ -31,7 +30,8 @@ class Page(gr.Blocks):
 
     async def preprocess_data(self, block_fn, inputs, state, explicit_call=False):
         try:
-            refuse_foreign_files(inputs, self.GRADIO_CACHE)
+            # An endpoint for programs fetches an address itself, with care (`dalle_core.studio.fetch`); a component would not.
+            refuse_foreign_files(inputs, self.GRADIO_CACHE, links=block_fn.api_visibility == "public")
             return await super().preprocess_data(block_fn, inputs, state, explicit_call)
         except InputError as error:
             raise sentence(str(error)) from None
@@ -71,16 +71,17 @@ def name_choices(component: gr.Radio | gr.Dropdown) -> None:
     component.preprocess = preprocess
 
 
-def refuse_foreign_files(value, folder: str) -> None:
+def refuse_foreign_files(value, folder: str, links: bool = False) -> None:
     """Raises InputError where any part of what was sent names a file that is not below `folder`, whatever else it says of
     it: Gradio looks at some such claims only, and would fetch what has an address."""
     if isinstance(value, dict):
         path = value.get("path")
         if isinstance(path, str) and path.lower().startswith(("http:", "https:")):
-            raise InputError(LINK)
-        if path:
+            if not links:
+                raise InputError(LINK)
+        elif path:
             checked(path, folder)
         value = value.values()
     if not isinstance(value, (str, bytes)) and hasattr(value, "__iter__"):
         for part in value:
-            refuse_foreign_files(part, folder)
+            refuse_foreign_files(part, folder, links)

@@ -1,35 +1,16 @@
-"""Pictures as the page shows and saves them: every candidate of a drawing."""
+"""Pictures as the page shows them."""
 
 import base64
 import io
-import secrets
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
-from dalle_core.pictures import SHOWN, enlarge, file_name, recipe, save_png
+from PIL import Image
 
-__all__ = ["SHOWN", "enlarge", "file_name", "new_folder", "preview_grid", "recipe", "save_all", "save_png"]
+from dalle_core.studio.pool import MAX_POOL, Picture
 
-
-def new_folder(cache: str) -> Path:
-    """A new folder below `cache`. Who knows a file's address can read it, so nobody can guess the folder's name."""
-    folder = Path(cache) / secrets.token_urlsafe(16)
-    folder.mkdir(mode=0o700, parents=True)
-    return folder
+RANKED, SAMPLED = "CLIP's order", "Order of sampling"
 
 
-def save_all(generation, model: str, cache: str, save_recipe: bool = True, revision: str = "", varied: bool = False) -> list[Path]:
-    """Every candidate as PNG in a new folder below `cache`, with its recipe if that is wanted; the others as of `recipe`."""
-    folder = new_folder(cache)
-
-    def save(candidate):
-        return save_png(enlarge(candidate.image), recipe(generation, candidate, model, revision, varied), folder, save_recipe)
-
-    with ThreadPoolExecutor() as pool:
-        return list(pool.map(save, generation.candidates))
-
-
-def preview_grid(images: list) -> str:
+def preview_grid(images: list[Image.Image]) -> str:
     """Unfinished pictures as HTML that holds them all: a file and a request for each would slow the drawing down."""
     cells = []
     for image in images:
@@ -37,3 +18,22 @@ def preview_grid(images: list) -> str:
         image.save(file, "JPEG", quality=90)
         cells.append(f'<img alt="" decoding="sync" src="data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}">')
     return f'<div class="preview-grid">{"".join(cells)}</div>'
+
+
+def label(picture: Picture) -> str:
+    """The caption of a candidate; in a pool of several seeds it names the seed."""
+    one = picture.drawn
+    seed = f" · seed {one.seed}" if picture.several else ""
+    if one.score is None:
+        return f"{one.index + 1}{seed}"
+    return f"#{picture.rank} · {one.score:.3f}{seed}"
+
+
+def in_order(pool: list[Picture], order: str, best: int = MAX_POOL, rejected: bool = False) -> list[Picture]:
+    """The `best` candidates by rank, or with `rejected` the others, in the order that is asked for."""
+    shown = [picture for picture in pool if (picture.rank > best) == bool(rejected)]
+    return shown if order == RANKED else sorted(shown, key=lambda picture: (picture.drawn.seed, picture.drawn.index))
+
+
+def gallery_items(pool: list[Picture], order: str = RANKED, best: int = MAX_POOL, rejected: bool = False) -> list[tuple[str, str]]:
+    return [(picture.path, label(picture)) for picture in in_order(pool, order, best, rejected)]

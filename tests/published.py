@@ -54,8 +54,8 @@ def vocabulary(folder: Path, suffix: str = "") -> None:
     pieces = ["<s>", "<pad>", "</s>", "<unk>"] + [chr(c) for c in range(33, 127)] + ["Ġ"]
     pieces += [merge.replace(" ", "") for merge in merges]
     vocab = {piece: i for i, piece in enumerate(dict.fromkeys(pieces))}
-    (folder / f"vocab{suffix}.json").write_text(json.dumps(vocab))
-    (folder / f"merges{suffix}.txt").write_text("#version: 0.2\n" + "\n".join(merges) + "\n")
+    (folder / f"vocab{suffix}.json").write_text(json.dumps(vocab), encoding="utf-8")
+    (folder / f"merges{suffix}.txt").write_text("#version: 0.2\n" + "\n".join(merges) + "\n", encoding="utf-8")
 
 
 class MinDalleFiles:
@@ -77,7 +77,7 @@ class MinDalleFiles:
                   "decoder_attention_heads": heads, "encoder_ffn_dim": ffn, "decoder_ffn_dim": ffn, "image_length": 256,
                   "encoder_vocab_size": text_vocab, "image_vocab_size": 16384, "max_text_length": 64,
                   "decoder_start_token_id": 16384}  # fmt: skip
-        (folder / f"config{suffix}.json").write_text(json.dumps(config))
+        (folder / f"config{suffix}.json").write_text(json.dumps(config), encoding="utf-8")
         for name, module in (("encoder", self.encoder), ("decoder", self.decoder)):
             state = OrderedDict((k, v.half()) for k, v in module.state_dict().items() if not k.endswith(ABSENT))
             torch.save(state, folder / f"{name}{suffix}.pt")

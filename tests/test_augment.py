@@ -8,21 +8,18 @@ import signal
 import subprocess
 import sys
 import time
-import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
-from gradio_client import Client, handle_file
-from gradio_client.exceptions import AppError
+import torch
 from PIL import Image
 
 from dalle_core import InputError, augment
 from dalle_core.__main__ import main
 from dalle_core.augment import Row, archive, read_prompts, rows_of
 from dalle_core.training.data import ImageFolder, open_dataset
-from demo import Models, create_demo, launch_options
-from demo.augment import asked_for
+from demo.tabs.dataset import asked_for
 
 ROOT = Path(__file__).parent.parent
 ROWS = [Row("a red fox", 3), Row("two apples", 2), Row("a red fox", 3)]
@@ -36,7 +33,7 @@ def run(pipe, out, rows=ROWS, seed=7, threshold=THRESHOLD, **arguments):
 
 
 def lines(out) -> list[dict]:
-    return [json.loads(line) for line in (out / "metadata.jsonl").read_text().splitlines()]
+    return [json.loads(line) for line in (out / "metadata.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
 def contents(out) -> dict:
@@ -74,7 +71,7 @@ def test_a_data_set_of_those_that_fit(tiny_pipeline, tmp_path):
             assert np.array_equal(np.array(image), np.array(expected.image))
             assert json.loads(image.text["dalle"])["tokens"] == expected.tokens.tolist()
     assert list(seeds.values()).count("a red fox") == 2  # equal prompts, different seeds
-    card = (tmp_path / "README.md").read_text()
+    card = (tmp_path / "README.md").read_text(encoding="utf-8")
     assert "**tiny**" in card and "unknown" in card and "0.05" in card and "seed: `7`" in card
 
 
@@ -178,7 +175,7 @@ def test_closed_between_two_tokens_it_goes_on_and_draws_only_the_rest(whole, own
 
 
 def test_a_process_that_is_killed_goes_on(tiny_pipeline, saved, tmp_path):
-    (tmp_path / "prompts.txt").write_text("a red fox\ntwo apples\n")
+    (tmp_path / "prompts.txt").write_text("a red fox\ntwo apples\n", encoding="utf-8")
     arguments = ["augment", str(tmp_path / "prompts.txt"), str(tmp_path / "out"), "--model", str(saved), "--count", "3000"]
     process = subprocess.Popen([sys.executable, "-m", "dalle_core", *arguments], cwd=ROOT, stderr=subprocess.DEVNULL)
     metadata = tmp_path / "out" / "metadata.jsonl"
@@ -218,15 +215,15 @@ def test_another_runs_folder_is_refused(tiny_pipeline, tmp_path, changes, messag
 
 
 def test_folders_that_cannot_be_used_are_named(tiny_pipeline, tmp_path):
-    (tmp_path / "file").write_text("x")
+    (tmp_path / "file").write_text("x", encoding="utf-8")
     (tmp_path / "own").mkdir()
-    (tmp_path / "own" / "metadata.jsonl").write_text("{}\n")
+    (tmp_path / "own" / "metadata.jsonl").write_text("{}\n", encoding="utf-8")
     for out, message in (("file", "cannot be written"), ("file/below", "cannot be written"), ("own", "is not empty")):
         with pytest.raises(InputError, match=message):
             run(tiny_pipeline, tmp_path / out)
-    assert (tmp_path / "own" / "metadata.jsonl").read_text() == "{}\n"
+    assert (tmp_path / "own" / "metadata.jsonl").read_text(encoding="utf-8") == "{}\n"
     (tmp_path / "damaged").mkdir()
-    (tmp_path / "damaged" / ".augment.json").write_text("[]")
+    (tmp_path / "damaged" / ".augment.json").write_text("[]", encoding="utf-8")
     with pytest.raises(InputError, match="damaged"):
         run(tiny_pipeline, tmp_path / "damaged")
     steps = augment.augment(tiny_pipeline, ROWS, tmp_path / "busy", 7, THRESHOLD)
@@ -318,12 +315,12 @@ def test_tables_that_are_refused(tmp_path, content, message):
 
 
 def test_lines_of_text_and_many_rows(tmp_path):
-    (tmp_path / "a.txt").write_text("a red fox\n\n  two apples \r\n")
+    (tmp_path / "a.txt").write_text("a red fox\n\n  two apples \r\n", encoding="utf-8")
     assert read_prompts(tmp_path / "a.txt", 2) == [Row("a red fox", 2), Row("two apples", 2)]
     assert rows_of(["a\x00 fox\ud800", " "], 1) == [Row("a fox", 1)]
     with pytest.raises(InputError, match="cannot be read"):
         read_prompts(tmp_path / "none.csv", 2)
-    (tmp_path / "many.csv").write_text("prompt\n" + "a fox\n" * 10**5)
+    (tmp_path / "many.csv").write_text("prompt\n" + "a fox\n" * 10**5, encoding="utf-8")
     started = time.monotonic()
     with pytest.raises(InputError, match="These are 100,000 and 200,000.*python -m dalle_core augment"):
         asked_for("", str(tmp_path / "many.csv"), 2)
@@ -336,7 +333,8 @@ def test_lines_of_text_and_many_rows(tmp_path):
 
 
 def test_augment_command(saved, tmp_path, capsys):
-    (tmp_path / "a.csv").write_text("prompt,count\na red fox,3\na fox and a banana on a purple background in noto style,2\n")
+    lines = "prompt,count\na red fox,3\na fox and a banana on a purple background in noto style,2\n"
+    (tmp_path / "a.csv").write_text(lines, encoding="utf-8")
     arguments = ["augment", str(tmp_path / "a.csv"), str(tmp_path / "out"), "--model", str(saved), "--seed", "7"]
     main(arguments)
     out = capsys.readouterr().out
@@ -373,77 +371,3 @@ def test_sample_command(saved, tiny_pipeline, tmp_path, capsys):
         with pytest.raises(SystemExit):
             main([*arguments, *wrong])
         assert message in capsys.readouterr().err
-
-
-# ---------------------------------------------------------------- the page's endpoint
-
-
-@pytest.fixture(scope="module")
-def client(tiny_pipeline, tmp_path_factory):
-    patch = pytest.MonkeyPatch()
-    patch.setenv("GRADIO_TEMP_DIR", str(tmp_path_factory.mktemp("gradio")))
-    demo = create_demo(Models(tiny_pipeline, "tiny"))
-    _, url, _ = demo.launch(prevent_thread_lock=True, quiet=True, **launch_options())
-    yield Client(url, verbose=False, download_files=str(tmp_path_factory.mktemp("downloads")))
-    demo.close()
-    patch.undo()
-
-
-def ask(client, **changes):
-    arguments = dict(prompts="a red fox\ntwo apples", file=None, count=3, threshold="", seed="7") | changes
-    return client.submit(**arguments, api_name="/augment").result(timeout=60)
-
-
-def test_the_endpoint_draws_the_data_set_that_the_core_draws(client, tiny_pipeline, tmp_path):
-    (tmp_path / "a.csv").write_text("prompt,count\n=1+1 fox <b>,2\n")
-    _, line, zipped = ask(client, file=handle_file(str(tmp_path / "a.csv")))
-    assert "8 pictures drawn, 8 kept, 0 rejected, seed 7" in line
-    run(tiny_pipeline, tmp_path / "out", [Row("a red fox", 3), Row("two apples", 3), Row("=1+1 fox <b>", 2)], threshold=None)
-    with zipfile.ZipFile(zipped["value"] if isinstance(zipped, dict) else zipped) as zip_:
-        found = {name: zip_.read(name) for name in zip_.namelist()}
-        zip_.extractall(tmp_path / "unpacked")
-    expected = contents(tmp_path / "out")
-    del expected[".augment.json"]
-    assert found == expected and len(ImageFolder(tmp_path / "unpacked", 32)) == 8
-
-
-def test_people_who_augment_at_once_each_get_their_own(client):
-    arguments = dict(prompts="a red fox", file=None, count=3, threshold="", api_name="/augment")
-    jobs = [client.submit(**arguments, seed=str(seed)) for seed in range(3)]
-    for seed, job in enumerate(jobs):
-        assert f"3 kept, 0 rejected, seed {seed}" in job.result(timeout=60)[1]
-
-
-@pytest.mark.parametrize(
-    "changes, message",
-    [
-        ({"prompts": " \n "}, "There are no prompts"), ({"prompts": "Ж"}, "none of the characters"), ({"seed": "x"}, "'x'"),
-        ({"prompts": "a fox\n" * 201, "count": 1}, "python -m dalle_core augment"), ({"count": 0}, "0"),
-        ({"prompts": "a fox\n" * 11, "count": 100}, "1,100"), ({"prompts": "a" * 3000}, "3,000"),
-        ({"threshold": "3"}, "from -1 to 1"), ({"threshold": "x"}, "'x'"), ({"threshold": "nan"}, "nan"),
-        ({"file": b"text\na fox"}, "no column"), ({"file": b"prompt\n\x00"}, "zero byte"),
-    ],
-)  # fmt: skip
-def test_bad_input_gets_a_sentence(client, tmp_path, changes, message):
-    if "file" in changes:
-        (tmp_path / "a.csv").write_bytes(changes["file"])
-        changes = {"file": handle_file(str(tmp_path / "a.csv"))}
-    with pytest.raises(AppError, match=re.escape(message)) as error:
-        ask(client, **changes)
-    assert "Traceback" not in str(error.value)
-
-
-def test_a_full_disk_is_said_without_the_servers_folders(client, monkeypatch):
-    def full(path, content):
-        raise OSError(errno.ENOSPC, "No space left on device", str(path))
-
-    with monkeypatch.context() as patch, pytest.raises(AppError, match="could not save the pictures: No space left") as error:
-        patch.setattr(augment, "_append", full)
-        ask(client)
-    assert "/" not in str(error.value)
-
-
-def test_none_that_fits_is_said(client):
-    _, line, zipped = ask(client, threshold="1")
-    assert "0 kept, 6 rejected" in line and "lower it" in line
-    assert not (zipped or {}).get("value") if isinstance(zipped, dict) else not zipped

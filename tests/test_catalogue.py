@@ -67,11 +67,11 @@ def test_a_pickle_never_runs(saved, tmp_path):
 
 def test_config_that_disagrees_with_the_weights(saved):
     path = saved / "prior" / "config.json"
-    config = json.loads(path.read_text())
-    path.write_text(json.dumps(config | {"hidden_size": 64}))
+    config = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps(config | {"hidden_size": 64}), encoding="utf-8")
     with pytest.raises(ModelError, match="config.json asks for"):
         dalle_core.load(saved)
-    path.write_text(json.dumps(config | {"num_layers": "many"}))
+    path.write_text(json.dumps(config | {"num_layers": "many"}), encoding="utf-8")
     with pytest.raises(ModelError, match="does not describe a GPTPrior"):
         dalle_core.load(saved)
 
@@ -93,10 +93,10 @@ def test_config_that_disagrees_with_the_weights(saved):
     ],
 )
 def test_a_config_that_cannot_work_is_named_at_loading_not_at_drawing(saved, file, changes, named):
-    content = json.loads((saved / file).read_text())
+    content = json.loads((saved / file).read_text(encoding="utf-8"))
     for key, value in changes.items():
         content[key] = content[key] | value if isinstance(content[key], dict) and isinstance(value, dict) else value
-    (saved / file).write_text(json.dumps(content))
+    (saved / file).write_text(json.dumps(content), encoding="utf-8")
     with pytest.raises(ModelError, match=named):
         dalle_core.load(saved)
 
@@ -119,10 +119,10 @@ def test_a_config_that_cannot_work_is_named_at_loading_not_at_drawing(saved, fil
     ],
 )  # fmt: skip
 def test_absurd_sizes_are_refused_before_anything_is_built(saved, file, changes, named, monkeypatch):
-    content = json.loads((saved / file).read_text())
+    content = json.loads((saved / file).read_text(encoding="utf-8"))
     for key, value in changes.items():
         content[key] = content[key] | value if isinstance(value, dict) else value
-    (saved / file).write_text(json.dumps(content))
+    (saved / file).write_text(json.dumps(content), encoding="utf-8")
     modules, start = [], torch.nn.Module.__init__
 
     def counted(module, *arguments, **options):
@@ -159,8 +159,8 @@ def test_a_config_of_endless_length_is_not_read(saved):
 
 def test_parts_that_do_not_belong_together(saved):
     path = saved / "image_tokenizer"
-    config = json.loads((path / "config.json").read_text())
-    (path / "config.json").write_text(json.dumps(config | {"num_vq_embeddings": 32}))
+    config = json.loads((path / "config.json").read_text(encoding="utf-8"))
+    (path / "config.json").write_text(json.dumps(config | {"num_vq_embeddings": 32}), encoding="utf-8")
     change(
         path / "diffusion_pytorch_model.safetensors",
         lambda state: state.update({"quantize.embedding.weight": state["quantize.embedding.weight"][:32]}),
@@ -171,22 +171,22 @@ def test_parts_that_do_not_belong_together(saved):
 
 def test_a_text_tokenizer_with_ids_beyond_the_prior_s(saved):
     path = saved / "text_tokenizer" / "tokenizer.json"
-    content = json.loads(path.read_text())
+    content = json.loads(path.read_text(encoding="utf-8"))
     vocab = content["model"]["vocab"]
     vocab[next(piece for piece in vocab if not piece.startswith("["))] = 5000  # no more entries than before
-    path.write_text(json.dumps(content))
+    path.write_text(json.dumps(content), encoding="utf-8")
     with pytest.raises(ModelError, match="has ids up to 5000, the prior only"):
         dalle_core.load(saved)
 
 
 def test_json_that_is_nested_without_end(saved):
-    (saved / "prior" / "config.json").write_text('{"a":' * 100_000)
+    (saved / "prior" / "config.json").write_text('{"a":' * 100_000, encoding="utf-8")
     with pytest.raises(ModelError, match="config.json cannot be read as JSON"):
         dalle_core.load(saved)
 
 
 def test_foreign_folder_and_unknown_names(tmp_path):
-    (tmp_path / "model_index.json").write_text('{"_class_name": "StableDiffusionPipeline"}')
+    (tmp_path / "model_index.json").write_text('{"_class_name": "StableDiffusionPipeline"}', encoding="utf-8")
     with pytest.raises(ModelError, match="StableDiffusionPipeline"):
         dalle_core.load(tmp_path)
     with pytest.raises(ModelError, match="emoji"):

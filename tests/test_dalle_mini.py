@@ -102,7 +102,7 @@ def folder(tmp_path_factory, peer, vqgan_of_mini):
     (folder / "vqgan").mkdir()
     (folder / "flax_model.msgpack").write_bytes(to_bytes(flax_prior(peer, scanned=True)))
     (folder / "vqgan" / "flax_model.msgpack").write_bytes(to_bytes(flax_vqgan(vqgan_of_mini)))
-    (folder / "config.json").write_text(json.dumps(CONFIG))
+    (folder / "config.json").write_text(json.dumps(CONFIG), encoding="utf-8")
     tokenizer = ByteLevelBPETokenizer()
     tokenizer.train_from_iterator(["the red fox and a cat"] * 3, 300, special_tokens=["<s>", "<pad>", "</s>", "<unk>"])
     tokenizer.add_special_tokens(["<mask>"])
@@ -269,7 +269,7 @@ def test_wrong_keys_and_config_are_named(peer, folder, tmp_path):
             (target / name).write_bytes((folder / name).read_bytes())
         if tree:
             (target / "flax_model.msgpack").write_bytes(to_bytes(tree))
-        (target / "config.json").write_text(json.dumps(CONFIG | config))
+        (target / "config.json").write_text(json.dumps(CONFIG | config), encoding="utf-8")
         with pytest.raises(ModelError, match=message):
             dalle_mini.convert(dalle_mini.find(target))
 

@@ -1,20 +1,17 @@
-"""What the page computes, and its endpoint, without a browser."""
+"""What the page computes, without a browser."""
 
 import json
-import re
 from types import SimpleNamespace
 
 import gradio as gr
 import numpy as np
 import pytest
 import torch
-from gradio_client import Client
-from gradio_client.exceptions import AppError
 from PIL import ExifTags, Image, PngImagePlugin
 
 from dalle_core import CATALOGUE, InputError, ModelError
 from dalle_core.pictures import png
-from demo import Models, complete, create, create_demo, launch_options, pictures, recognise, run, tokens, uploads
+from demo import Models, complete, create_demo, pictures, recognise, run, tokens, uploads
 from demo.models import facts as model_facts
 
 
@@ -63,65 +60,6 @@ def test_time_left_and_notices():
     assert run.parse_seed("12", keep=False, drawn="12") is None and run.parse_seed(" ", keep=True) is None
 
 
-@pytest.fixture(scope="module")
-def client(tiny_pipeline, tmp_path_factory):
-    patch = pytest.MonkeyPatch()
-    patch.setenv("GRADIO_TEMP_DIR", str(tmp_path_factory.mktemp("gradio")))
-    demo = create_demo(Models(tiny_pipeline, "tiny"))
-    _, url, _ = demo.launch(prevent_thread_lock=True, quiet=True, **launch_options())
-    yield Client(url, verbose=False, download_files=str(tmp_path_factory.mktemp("downloads")))
-    demo.close()
-    patch.undo()
-
-
-def ask(client, **changes):
-    arguments = dict(
-        prompt="a red fox", negative="", candidates=3, seed="5", keep_seed=True, temperature=1, top_k=0, top_p=1,
-        guidance=2, every=4, order=create.RANKED,
-    )  # fmt: skip
-    return client.predict(**(arguments | changes), api_name="/generate")
-
-
-def test_the_endpoint_draws_what_the_pipeline_draws(client, tiny_pipeline):
-    gallery = ask(client)[0]["value"]
-    expected = tiny_pipeline("a red fox", num_candidates=3, seed=5, guidance_scale=2.0)
-    assert [item["caption"] for item in gallery] == [
-        f"#{rank} · {candidate.score:.3f}" for rank, candidate in enumerate(expected.candidates, 1)
-    ]
-    for item, candidate in zip(gallery, expected.candidates):
-        assert np.array_equal(np.array(Image.open(item["image"])), np.array(pictures.enlarge(candidate.image)))
-
-
-@pytest.mark.parametrize(
-    "changes, message",
-    [
-        ({"prompt": ""}, "prompt is empty"),
-        ({"prompt": "\x00"}, "prompt is empty"),
-        ({"prompt": "Ж"}, "none of the characters"),
-        ({"candidates": 0}, "Candidates is 0; it must be a number from 1 to 64."),
-        ({"candidates": -1}, "Candidates is -1;"),
-        ({"candidates": 10**6}, "Candidates is 1000000;"),
-        ({"candidates": None}, "Candidates is None;"),
-        ({"seed": "seven"}, "'seven' is not a whole number"),
-        ({"seed": "-3"}, "seed is '-3'"),
-        ({"seed": str(2**64)}, "9223372036854775807"),
-        ({"temperature": -1}, "Temperature is -1; it must be a number from 0 to 2."),
-        ({"top_k": 10**6}, "Top-k is 1000000; it must be a number from 0 to 64."),
-    ],
-)
-def test_bad_input_gets_a_sentence_and_the_server_goes_on(client, changes, message):
-    with pytest.raises(AppError, match=re.escape(message)) as error:
-        ask(client, **changes)
-    assert "Traceback" not in str(error.value)
-    assert len(ask(client, candidates=1)[0]["value"]) == 1
-
-
-def test_a_million_characters_and_other_scripts(client):
-    assert "It stops at" in str(ask(client, prompt="a fox and a banana " * 50_000, candidates=1))
-    for prompt in ("🦊 a fox", "a fox ثعلب", "a\x00fox"):
-        assert len(ask(client, prompt=prompt, candidates=1)[0]["value"]) == 1
-
-
 @pytest.mark.parametrize(
     "changes, message",
     [
@@ -140,35 +78,6 @@ def test_a_negative_prompt_that_is_too_long_says_where_it_stops(tiny_pipeline, t
     words = {"negative_prompt": "a fox and a banana on a purple background", "num_candidates": 1}
     updates = list(run.draw(Models(tiny_pipeline, "tiny"), "tiny", str(tmp_path), "a fox", 1, **words))
     assert "The negative prompt is longer" in updates[-1].cut and "background</s>" in updates[-1].cut
-
-
-def test_a_long_prompt_does_not_fill_every_picture(client):
-    picture = ask(client, prompt="a fox and a banana " * 50_000, candidates=1)[0]["value"][0]["image"]
-    assert len(json.loads(Image.open(picture).text["dalle"])["prompt"]) <= run.MAX_PROMPT
-
-
-def test_what_nobody_expected_gets_a_sentence_and_the_log_the_traceback(client, tiny_pipeline, monkeypatch, caplog):
-    def broken(*args, **kwargs):
-        yield from ()
-        raise TypeError("a secret of the server")
-
-    with monkeypatch.context() as patch, pytest.raises(AppError, match="Drawing failed") as error:
-        patch.setattr(tiny_pipeline, "stream", broken)
-        ask(client)
-    assert "secret" not in str(error.value) and "a secret of the server" in caplog.text
-    assert len(ask(client, candidates=1)[0]["value"]) == 1
-
-
-def test_people_who_draw_at_once_each_get_their_own(client, tiny_pipeline):
-    jobs = [
-        client.submit(prompt="a red fox", negative="", candidates=3, seed=str(seed), keep_seed=True, temperature=1,
-                           top_k=0, top_p=1, guidance=2, every=4, order=create.RANKED, api_name="/generate")
-        for seed in range(4)
-    ]  # fmt: skip
-    for seed, job in enumerate(jobs):
-        expected = tiny_pipeline("a red fox", num_candidates=3, seed=seed, guidance_scale=2.0)
-        for item, candidate in zip(job.result(timeout=60)[0]["value"], expected.candidates):
-            assert np.array_equal(np.array(Image.open(item["image"])), np.array(pictures.enlarge(candidate.image)))
 
 
 # ---------------------------------------------------------------- changing the model
@@ -241,77 +150,6 @@ def test_what_is_known_of_a_model_is_shown(tiny_pipeline):
     shown = model_facts("/models/1.3B", tiny_pipeline)
     assert "non-commercial" in shown and "64 candidates at a time" in shown and "float32 on cpu" in shown
     tiny_pipeline.register_to_config(licence="unknown")
-
-
-# ---------------------------------------------------------------- pictures that people hand in
-
-
-@pytest.fixture
-def odd_pictures(tmp_path):
-    """File name -> what is wrong with it."""
-    text_bomb = PngImagePlugin.PngInfo()
-    text_bomb.add_text("dalle", "x" * 10**7, zip=True)
-    # Upside down, and a resolution that is text, at which Pillow trips.
-    damaged_exif = b"Exif\0\0MM\0*\0\0\0\x08\0\x02\x01\x12\0\x03\0\0\0\x01\0\x03\0\0\x01\x1a\0\x02\0\0\0\x01a\0\0\0\0\0\0\0"
-    rgb = Image.effect_noise((80, 60), 60).convert("RGB")
-    made = {
-        "fine.png": lambda p: rgb.save(p), "palette.png": lambda p: rgb.convert("P").save(p),
-        "cmyk.jpg": lambda p: rgb.convert("CMYK").save(p), "alpha.png": lambda p: rgb.convert("RGBA").save(p),
-        "sixteen.png": lambda p: Image.fromarray((np.arange(4800).reshape(60, 80) * 13).astype(np.uint16)).save(p),
-        "moving.gif": lambda p: rgb.save(p, save_all=True, append_images=[rgb.rotate(90)]),
-        "text.png": lambda p: p.write_text("not a picture"), "svg.png": lambda p: p.write_text("<svg></svg>"),
-        "cut.png": lambda p: (rgb.save(p), p.write_bytes(p.read_bytes()[:600])),
-        "empty.png": lambda p: p.write_bytes(b""),
-        "large.png": lambda p: Image.new("1", (10_000, 10_000)).save(p),
-        "bomb.png": lambda p: Image.new("1", (20_000, 10_000)).save(p),
-        "words.png": lambda p: rgb.save(p, pnginfo=text_bomb),
-        "odd-exif.jpg": lambda p: rgb.save(p, exif=damaged_exif),
-    }  # fmt: skip
-    for name, write in made.items():
-        write(tmp_path / name)
-    return tmp_path
-
-
-@pytest.mark.parametrize(
-    "name", ["fine.png", "palette.png", "cmyk.jpg", "alpha.png", "sixteen.png", "moving.gif", "odd-exif.jpg"]
-)
-def test_unusual_pictures_are_read(odd_pictures, tiny_pipeline, name):
-    tokens = tiny_pipeline.encode(uploads.open_picture(str(odd_pictures / name)))
-    assert tokens.shape == (4, 4) and tiny_pipeline.decode(tokens).size == (64, 64)
-
-
-@pytest.mark.parametrize("name", ["text.png", "svg.png", "cut.png", "empty.png", "words.png"])
-def test_what_is_no_picture_is_refused_in_a_sentence(odd_pictures, name):
-    with pytest.raises(InputError, match=name):
-        uploads.open_picture(str(odd_pictures / name))
-
-
-@pytest.mark.parametrize("name", ["large.png", "bomb.png"])
-def test_a_picture_of_too_many_pixels_is_refused_before_it_is_unpacked(odd_pictures, name, monkeypatch):
-    monkeypatch.setattr(Image.Image, "load", lambda self: pytest.fail("it was unpacked"))
-    with pytest.raises(InputError, match=f"{name} is too large: up to 40 million pixels"):
-        uploads.open_picture(str(odd_pictures / name))
-
-
-@pytest.mark.parametrize("kind", ["JPEG", "MPO", "PNG", "WEBP"])
-def test_a_phone_s_photo_comes_upright(tiny_pipeline, tmp_path, kind):
-    upright = Image.new("RGB", (64, 64), (220, 30, 30))
-    upright.paste((30, 30, 220), (0, 32, 64, 64))
-    exif = Image.Exif()
-    exif[ExifTags.Base.Orientation] = 6  # stored lying on its side
-    more = {"save_all": True, "append_images": [upright]} if kind == "MPO" else {}
-    upright.transpose(Image.Transpose.ROTATE_90).save(tmp_path / "photo", kind, exif=exif, **more)
-    seen = np.array(tokens.square(tiny_pipeline, uploads.open_picture(str(tmp_path / "photo")))).astype(int)
-    assert abs(seen[:28] - (220, 30, 30)).mean() < 10 and abs(seen[36:] - (30, 30, 220)).mean() < 10
-
-
-def test_deep_and_printed_colours_come_right(tmp_path, tiny_pipeline):
-    grey = np.full((64, 64), 100, np.uint16)
-    Image.fromarray(grey * 257).save(tmp_path / "sixteen.png")
-    Image.new("RGB", (64, 64), (220, 30, 30)).convert("CMYK").save(tmp_path / "cmyk.jpg")
-    for name, colour in (("sixteen.png", (100, 100, 100)), ("cmyk.jpg", (220, 30, 30))):
-        seen = np.array(tokens.square(tiny_pipeline, uploads.open_picture(str(tmp_path / name)))).astype(int)
-        assert abs(seen - colour).max() <= 2, name
 
 
 @pytest.fixture(scope="module")
@@ -387,55 +225,6 @@ def test_a_picture_of_another_origin_carries_no_recipe(drawn, tiny_pipeline, tmp
     drawn.candidates[0].image.save(tmp_path / "plain.png")
     with pytest.raises(InputError, match="no recipe"):
         uploads.read_recipe(str(tmp_path / "plain.png"), tiny_pipeline)
-
-
-def test_recognising_gives_both_opinions(tiny_pipeline):
-    image = tiny_pipeline("a red fox", num_candidates=1, seed=1).candidates[0].image
-    found = tiny_pipeline.recognise(image, ["a fox", "two apples", "a banana"], deep=2)
-    assert [label.score for label in found] == sorted((label.score for label in found), reverse=True)
-    assert abs(sum(label.probability for label in found) - 1) < 1e-4
-    assert [label.log_likelihood is None for label in found] == [False, False, True]
-    with pytest.raises(InputError, match="labels"):
-        tiny_pipeline.recognise(image, [" "])
-    table = recognise.ranking(found)
-    assert "two apples" in table and "#1" in table
-
-
-def test_edges_that_are_kept():
-    def count(side, width):
-        return sum(map(sum, complete.edge(4, side, width)))
-
-    assert complete.edge(4, "top", 3) == [[True] * 4] * 3 + [[False] * 4]
-    assert complete.edge(4, "left", 1) == [[True, False, False, False]] * 4
-    assert complete.edge(4, "bottom", 1) == [[False] * 4] * 3 + [[True] * 4]
-    assert complete.edge(4, "right", 3) == [[False, True, True, True]] * 4
-    assert count("border", 1) == 12 and count("middle", 1) == 4 and count("border", 2) == 16 and count("border", 0) == 0
-
-
-def test_painting_turns_every_cell_that_the_stroke_crosses():
-    keep = complete.edge(4, "top", 2)
-    once = complete.painted(keep, [(0.9, 0.1), (0.9, 0.1)], "one cell")
-    assert not once[0][3] and sum(map(sum, once)) == 7 and complete.painted(once, [(0.99, 0.0)], "one cell") == keep
-    # A stroke from corner to corner, two points far apart: the first cell was kept, so all under it are released.
-    across = complete.painted(keep, [(0.0, 0.0), (1.0, 1.0)], "one cell")
-    assert [across[i][i] for i in range(4)] == [False] * 4 and sum(map(sum, across)) == 6
-    wide = complete.painted(keep, [(0.0, 1.0)], "3 x 3 cells")
-    assert wide[3] == wide[2] == [True, True, False, False] and sum(map(sum, wide)) == 12
-
-
-@pytest.mark.parametrize(
-    "text", [None, "", "x", "3", "[]", "[1, 2]", "[[1, 2]]", "[[0.5, NaN]]", '[["a", "b"]]', "[[0, 0, 0]]", f"[{'[0, 0],' * 6000}[0, 0]]"]
-)
-def test_a_forged_stroke_paints_nothing(text):
-    assert complete.read_stroke(text) == []
-    assert complete.read_stroke("[[0.25, 1]]") == [(0.25, 1.0)]
-
-
-def test_reconstructing(tiny_pipeline):
-    image = Image.effect_noise((64, 64), 50).convert("RGB")
-    off, psnr = tokens.error_map(image, image)
-    assert psnr > 100 and np.asarray(off).min() == 255
-    assert tokens.error_map(image, Image.new("RGB", (64, 64)))[1] < 15
 
 
 def test_nothing_misses_its_first_value(tiny_pipeline):

@@ -70,7 +70,7 @@ def test_every_example_fits_and_draws(pipe):
 
 
 def test_its_evaluation_is_that_of_its_own_sampling_settings(pipe):
-    evaluation = json.loads((FOLDER / "evaluation.json").read_text())
+    evaluation = json.loads((FOLDER / "evaluation.json").read_text(encoding="utf-8"))
     assert evaluation["sampling"] == pipe.defaults
     for kind in ("style", "pairing"):
         assert set(evaluation[kind]["r_precision_best_of"]) == {"1", "4", "16", "64"}

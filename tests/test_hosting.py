@@ -1,6 +1,5 @@
-"""What a public host gets: a Space's files, a page with bounds, endpoints for programs."""
+"""What a public host gets: a Space's files, a page with bounds."""
 
-import base64
 import inspect
 import json
 import pickle
@@ -15,15 +14,20 @@ import huggingface_hub
 import pytest
 import yaml
 from gradio.routes import App
-from gradio_client import Client, handle_file
-from gradio_client.exceptions import AppError
-from PIL import Image, PngImagePlugin
+from gradio_client import Client
+from PIL import Image
 from starlette.testclient import TestClient
 
-from demo import Models, about, create_demo, launch_options, pictures, public, run, space, tokens
-from dalle_core.studio.budgets import PUBLIC, Budgets
+from dalle_core import InputError
+from dalle_core.augment import rows_of
+from dalle_core.request import DrawingRequest
+from dalle_core.studio.budgets import OWN, PUBLIC, Budgets
+from dalle_core.studio.holder import Loaded
+from dalle_core.studio.pool import to_entry
+from demo import create_demo, launch_options, open_studio, public, space
 from demo.gpu import on_gpu
 from demo.page import Page
+from demo.tabs import model
 
 
 class Hub:
@@ -46,7 +50,7 @@ def test_a_space_gets_the_page_the_core_and_the_model_and_nothing_else():
     (_, _, made), (_, repo, paths) = hub.calls
     assert made["repo_type"] == "space" and made["space_sdk"] == "gradio" and repo == "someone/icons"
     assert {"app.py", "requirements.txt", "README.md", "demo/__init__.py", "dalle_core/checkpoints/vqgan.py"} <= set(paths)
-    assert {"assets/emoji/model_index.json", "demo/dice.svg"} <= set(paths)
+    assert {"assets/emoji/model_index.json", "demo/static/dice.svg", "demo/static/history.js"} <= set(paths)
     folders = {path.split("/")[0] for path in paths if "/" in path}
     assert folders == {"demo", "dalle_core", "assets"} and not any("pycache" in path or "screenshots" in path for path in paths)
 
@@ -75,10 +79,11 @@ def test_what_goes_wrong_is_one_line(monkeypatch, capsys, error, said):
 
 def test_a_page_offers_no_more_than_its_model_allows(own_pipeline):
     own_pipeline.max_candidates = 16
-    demo = create_demo(Models(own_pipeline, "tiny"))
+    studio = open_studio(own_pipeline, "tiny")
+    demo = create_demo(studio)
     sliders = {block.elem_id: block for block in demo.blocks.values() if getattr(block, "elem_id", None)}
     assert sliders["candidates"].maximum == 16
-    assert launch_options(public=True)["state_session_capacity"] < launch_options()["state_session_capacity"]
+    assert launch_options(studio, public=True)["state_session_capacity"] < launch_options(studio)["state_session_capacity"]
 
 
 FEW = replace(PUBLIC, places=2)
@@ -93,8 +98,9 @@ def visit(tiny_pipeline, tmp_path, monkeypatch):
     def visit(host, is_public=True, proxies=0, budget=FEW, **headers):
         which = is_public, proxies, budget
         if which not in apps:
-            options = launch_options(is_public, proxies, budgets=Budgets(budget) if is_public else None)
-            demo = create_demo(Models(tiny_pipeline, "tiny"))
+            studio = open_studio(tiny_pipeline, "tiny")
+            studio.budgets = Budgets(budget if is_public else OWN)
+            options, demo = launch_options(studio, is_public, proxies), create_demo(studio)
             demo.max_file_size = None  # as `launch` does
             apps[which] = App.create_app(demo, app_kwargs=options["app_kwargs"])
         return TestClient(apps[which], client=(host, 1), headers=headers)
@@ -242,12 +248,13 @@ def test_how_an_address_counts(host, visitor):
 
 
 @pytest.fixture(scope="module")
-def echo(tmp_path_factory):
+def echo(tiny_pipeline, tmp_path_factory):
     """A page that says to visitors who they are, behind one proxy and behind none; (urls by the number of proxies)."""
     patch, urls, pages = pytest.MonkeyPatch(), {}, []
     patch.setenv("GRADIO_TEMP_DIR", str(tmp_path_factory.mktemp("gradio")))
     for proxies in (0, 1):
-        with Page() as demo:
+        studio = open_studio(tiny_pipeline, "tiny", public=True)
+        with Page(studio.store) as demo:
             out = gr.Textbox()
             for name, queue in (("slow", True), ("quick", False)):
 
@@ -258,7 +265,7 @@ def echo(tmp_path_factory):
                 who.__name__ = name
                 gr.Button().click(who, None, out, api_name=name, queue=queue)
         pages.append(demo)
-        _, urls[proxies], _ = demo.launch(prevent_thread_lock=True, quiet=True, **launch_options(True, proxies))
+        _, urls[proxies], _ = demo.launch(prevent_thread_lock=True, quiet=True, **launch_options(studio, True, proxies))
     yield urls
     for demo in pages:
         demo.close()
@@ -278,8 +285,8 @@ def test_a_visitor_is_the_same_over_http_and_mcp_whatever_the_headers_claim(echo
 
 def test_with_a_login_there_is_no_mcp_server(tiny_pipeline, tmp_path, monkeypatch):
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
-    demo = create_demo(Models(tiny_pipeline, "tiny"))
-    options = launch_options(public=True, login=True)
+    studio = open_studio(tiny_pipeline, "tiny", public=True)
+    demo, options = create_demo(studio), launch_options(studio, public=True, login=True)
     _, url, _ = demo.launch(prevent_thread_lock=True, quiet=True, auth=("me", "secret"), **options)
     try:
         asked = {"jsonrpc": "2.0", "id": 1, "method": "tools/list", "params": {}}
@@ -295,7 +302,7 @@ def test_with_a_login_there_is_no_mcp_server(tiny_pipeline, tmp_path, monkeypatc
 
 
 def test_all_that_draws_shares_one_bound_of_how_many_at_once(own_pipeline):
-    demo = create_demo(Models(own_pipeline, "tiny"), together=3)
+    demo = create_demo(open_studio(own_pipeline, "tiny"), together=3)
     # Gradio takes the lowest of all; one without a limit would bring them down to its default of one.
     assert {fn.concurrency_limit for fn in demo.fns.values() if fn.concurrency_id == "sampling"} == {3}
 
@@ -385,38 +392,39 @@ def test_on_zerogpu_a_handler_is_lent_a_gpu_and_closing_it_stops_the_work(zero_g
     assert ended
 
 
-def test_on_zerogpu_all_that_draws_asks_for_a_gpu(zero_gpu, own_pipeline):
-    demo = create_demo(Models(own_pipeline, "tiny"))
-    drawing = [event for event in demo.fns.values() if event.concurrency_id == "sampling"]
-    assert len(drawing) > 5 and [event.api_name for event in drawing if not hasattr(event.fn, "zerogpu")] == []
-
-
-def test_on_zerogpu_handlers_take_and_give_what_can_be_sent(zero_gpu, own_pipeline, tmp_path, monkeypatch):
+def test_on_zerogpu_all_that_computes_asks_for_a_gpu_and_what_it_takes_and_gives_can_be_sent(
+    zero_gpu, own_pipeline, tmp_path, monkeypatch
+):
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
-    demo = create_demo(Models(own_pipeline, "tiny"))
-    handlers = {event.api_name: event.fn for event in demo.fns.values()}
-    picture = own_pipeline("a red fox", num_candidates=1, seed=1).candidates[0].image
-    picture.save(tmp_path / "fox.png")
-    assert "two apples" in handlers["recognise"](str(tmp_path / "fox.png"), "a fox\ntwo apples")
-    with pytest.raises(gr.Error, match="Choose a picture first") as refused:
-        handlers["recognise"](None, "a fox")
-    assert not refused.value.print_exception
-    *_, (grid, line, *_) = handlers["compare"]("a red fox", "prompt", "fox, apple", "–", "", 2, "7", "")
-    assert "2 cells, seed 7" in line and Image.open(grid["value"]).width > 0
-    with pytest.raises(gr.Error, match="is not in the prompt"):
-        next(handlers["compare"]("a red fox", "prompt", "dog, cat", "–", "", 2, "7", ""))
-    assert zero_gpu.asked == [30, 30, 120, 120]
+    expected = own_pipeline("a red fox", num_candidates=2, seed=7).candidates
+    computed = []
+    own_pipeline.prior.register_forward_hook(lambda *_: computed.append(zero_gpu.lent))
+    own_pipeline.image_tokenizer.decoder.register_forward_hook(lambda *_: computed.append(zero_gpu.lent))
+    own_pipeline.prior.head.register_forward_hook(lambda *_: computed.append(zero_gpu.lent))
+    own_pipeline.clip.vision_model.register_forward_hook(lambda *_: computed.append(zero_gpu.lent))
+    studio = open_studio(own_pipeline, "tiny")
+    *_, last = studio.draw("a", DrawingRequest("a red fox", num_candidates=2, seed=7), preview_every=4)
+    [first, second] = last.pictures
+    assert [picture.drawn.tokens.tolist() for picture in last.pictures] == [one.tokens.tolist() for one in expected]
+    path = str(studio.download("a", first))
+    assert studio.tokens_of("a", path) == first.drawn.tokens.tolist() and studio.open_saved("a", path).drawn.seed == 7
+    assert studio.recognise("a", path, ["a fox", "two apples"])[0].text in ("a fox", "two apples")
+    studio.tile("a", second), list(studio.draw_again("a", to_entry(last.pictures)))
+    list(studio.augment("a", rows_of(["a fox"], 2), seed=1))
+    with pytest.raises(InputError, match="prompt is empty"):
+        list(studio.draw("a", DrawingRequest("")))
+    assert computed and all(computed) and set(zero_gpu.asked) == {120}
 
 
 def test_the_card_comes_without_its_front_matter(tmp_path):
-    assert about.card(str(tmp_path)) == ""
-    (tmp_path / "README.md").write_text("---\nlicense: mit\n---\n\n# A model\n")
-    assert about.card(str(tmp_path)).strip() == "# A model"
-    assert "kept out" in about.card("emoji").lower()
+    assert model.card(str(tmp_path)) == ""
+    (tmp_path / "README.md").write_text("---\nlicense: mit\n---\n\n# A model\n", encoding="utf-8")
+    assert model.card(str(tmp_path)).strip() == "# A model"
+    assert "kept out" in model.card("emoji").lower()
 
 
 def test_the_table_of_parts_counts_what_is_saved(tiny_pipeline):
-    table = about.sizes(tiny_pipeline)
+    table = model.sizes(Loaded.of("tiny", tiny_pipeline))
     assert "VQModel" in table and "GPTPrior" in table and "CLIPModel" in table
 
 
@@ -424,16 +432,12 @@ def test_the_table_of_parts_counts_what_is_saved(tiny_pipeline):
 def client(tiny_pipeline, tmp_path_factory):
     patch = pytest.MonkeyPatch()
     patch.setenv("GRADIO_TEMP_DIR", str(tmp_path_factory.mktemp("gradio")))
-    demo = create_demo(Models(tiny_pipeline, "tiny"))
-    _, url, _ = demo.launch(prevent_thread_lock=True, quiet=True, **launch_options())
+    studio = open_studio(tiny_pipeline, "tiny")
+    demo = create_demo(studio)
+    _, url, _ = demo.launch(prevent_thread_lock=True, quiet=True, **launch_options(studio))
     yield Client(url, verbose=False, download_files=str(tmp_path_factory.mktemp("downloads")))
     demo.close()
     patch.undo()
-
-
-def test_the_endpoints_have_plain_names(client):
-    named = client.view_api(return_format="dict", print_info=False)["named_endpoints"]
-    assert set(named) == {"/generate", "/complete", "/reconstruct", "/recognise", "/compare", "/augment"}
 
 
 def mcp(client, method, headers={}, **parameters):
@@ -445,41 +449,6 @@ def mcp(client, method, headers={}, **parameters):
     answer.raise_for_status()
     [message] = [json.loads(line[5:]) for line in answer.text.splitlines() if line.startswith("data: {")]
     return message["result"]
-
-
-def test_the_endpoints_are_mcp_tools_under_the_same_names(client):
-    tools = {tool["name"]: tool for tool in mcp(client, "tools/list")["tools"]}
-    assert set(tools) == {"generate", "complete", "reconstruct", "recognise", "compare", "augment"}
-    assert all(tool["description"] for tool in tools.values())
-    assert {"prompt", "seed"} <= set(tools["generate"]["inputSchema"]["properties"])
-
-
-def test_a_picture_is_recognised_over_mcp(client, tiny_pipeline, tmp_path):
-    tiny_pipeline("a red fox", num_candidates=1, seed=1).candidates[0].image.save(tmp_path / "fox.png")
-    url = "data:image/png;base64," + base64.b64encode((tmp_path / "fox.png").read_bytes()).decode()
-    answer = mcp(client, "tools/call", name="recognise", arguments={"path": url, "labels": "a fox\ntwo apples"})
-    assert not answer.get("isError") and "two apples" in answer["content"][0]["text"]
-
-
-def test_an_endpoint_for_programs_has_no_state():
-    with gr.Blocks() as demo:
-        text, state, count, line = gr.Textbox(), gr.State(3), gr.Number(), gr.HTML()
-
-        def once(text, state, count=2):
-            """Says it."""
-            return "secret", text * count, state
-
-        def often(text, state, count=2):
-            yield from [once(text, state, count)] * 2
-
-        for handler in (once, often):
-            run.endpoint(handler, [text, state, count], [state, text, line], handler.__name__, queue=False)
-    one, several = demo.fns.values()
-    for event in (one, several):
-        assert event.inputs == [text, count] and event.outputs == [text, line] and event.queue is False
-        assert list(inspect.signature(event.fn).parameters) == ["text", "count"] and event.api_visibility == "public"
-    assert one.fn("ab", 2) == ["abab", None] and one.fn.__doc__ == "Says it."
-    assert list(several.fn("a", 3)) == [["aaa", None]] * 2 and several.types_generator
 
 
 def joined(client, session, button, **values):
@@ -502,56 +471,3 @@ def test_a_session_s_pool_is_its_own(client):
     other = joined(client, "second", "more")  # there is no such button before something is drawn
     assert not other["success"] and other["output"]["error"] == "Draw something first."
     assert joined(client, "first", "more")["success"]
-
-
-def test_complete_keeps_the_rows_at_the_top(client, tiny_pipeline, tmp_path):
-    picture = tiny_pipeline("a red fox", num_candidates=1, seed=1).candidates[0].image
-    picture.save(tmp_path / "fox.png")
-    gallery, line = client.predict(
-        handle_file(tmp_path / "fox.png"), rows=2, prompt="two apples", count=3, seed="5", api_name="/complete"
-    )
-    kept = tiny_pipeline.encode(picture)[:2]
-    assert len(gallery["value"]) == 3 and "seed 5" in line
-    for item in gallery["value"]:
-        recipe = json.loads(Image.open(item["image"]).text["dalle"])
-        assert recipe["tokens"][:2] == kept.tolist()
-
-
-def test_a_saved_picture_is_completed_from_its_own_tokens_until_it_is_changed(client, tiny_pipeline, tmp_path):
-    generation = tiny_pipeline("a red fox", num_candidates=1, seed=1)
-    paths = pictures.save_all(generation, "tiny", str(tmp_path))
-    own = generation.candidates[0].tokens
-    assert tokens.tokens_of(tiny_pipeline, str(paths[0])) == own.tolist()
-    with Image.open(paths[0]) as image:
-        changed, info = image.copy(), PngImagePlugin.PngInfo()
-        info.add_text("dalle", image.text["dalle"])
-    changed.paste("white", (0, 0, 200, 200))
-    changed.save(tmp_path / "changed.png", pnginfo=info)
-    seen = tiny_pipeline.encode(changed)
-    assert tokens.tokens_of(tiny_pipeline, str(tmp_path / "changed.png")) == seen.tolist() != own.tolist()
-    for path, kept in ((paths[0], own), (tmp_path / "changed.png", seen)):
-        gallery, _ = client.predict(handle_file(path), rows=3, prompt="two apples", count=1, seed="5", api_name="/complete")
-        recipe = json.loads(Image.open(gallery["value"][0]["image"]).text["dalle"])
-        assert recipe["tokens"][:3] == kept[:3].tolist()
-
-
-def test_reconstruct_shows_what_the_tokenizer_makes_of_a_picture(client, tiny_pipeline, tmp_path):
-    Image.effect_noise((64, 64), 80).convert("RGB").save(tmp_path / "noise.png")
-    shown, (original, decoded), _, table, *_ = client.predict(handle_file(tmp_path / "noise.png"), api_name="/reconstruct")
-    expected = tiny_pipeline.decode(tiny_pipeline.encode(Image.open(tmp_path / "noise.png")))
-    assert Image.open(decoded).convert("RGB").tobytes() == pictures.enlarge(expected).tobytes()
-    assert Image.open(original).size == Image.open(shown).size == (384, 384)
-    assert "4 x 4 tokens of 64 codes" in table and "dB" in table
-
-
-def test_recognise_ranks_the_labels(client, tiny_pipeline, tmp_path):
-    tiny_pipeline("a red fox", num_candidates=1, seed=1).candidates[0].image.save(tmp_path / "fox.png")
-    table = client.predict(handle_file(tmp_path / "fox.png"), labels="a fox\ntwo apples", api_name="/recognise")
-    assert "a fox" in table and "two apples" in table
-
-
-def test_a_bad_picture_is_a_sentence(client, tmp_path):
-    (tmp_path / "no.png").write_text("this is text")
-    for name, arguments in (("/complete", dict(rows=2, prompt="a", count=1, seed="")), ("/recognise", dict(labels="a"))):
-        with pytest.raises(AppError, match="not a picture"):
-            client.predict(handle_file(tmp_path / "no.png"), api_name=name, **arguments)

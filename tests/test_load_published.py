@@ -41,8 +41,8 @@ def clip_folder(tmp_path_factory):
     PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, bos_token=marks[0][0], eos_token=marks[1][0], pad_token=marks[1][0], unk_token=marks[1][0]
     ).save_pretrained(folder)
-    (folder / "vocab.json").write_text(json.dumps(vocab))
-    (folder / "merges.txt").write_text("#version: 0.2\n")
+    (folder / "vocab.json").write_text(json.dumps(vocab), encoding="utf-8")
+    (folder / "merges.txt").write_text("#version: 0.2\n", encoding="utf-8")
     small = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "projection_dim": 16}
     text = small | {"vocab_size": 302, "max_position_embeddings": 77, "eos_token_id": 301, "pad_token_id": 301, "bos_token_id": 300}
     torch.manual_seed(0)
@@ -95,7 +95,7 @@ def test_a_clip_that_is_not_here_says_so(peer):
 
 def test_what_is_wrong_with_a_clip_is_named(saved, clip_folder, tmp_path):
     state = load_file(clip_folder / "model.safetensors")
-    config = json.loads((clip_folder / "config.json").read_text())
+    config = json.loads((clip_folder / "config.json").read_text(encoding="utf-8"))
 
     def fails(message, weights=state, old=False, processor=None, **changed):
         folder = tmp_path / str(len(list(tmp_path.iterdir())))
@@ -105,10 +105,10 @@ def test_what_is_wrong_with_a_clip_is_named(saved, clip_folder, tmp_path):
             torch.save(weights, folder / "pytorch_model.bin")
         else:
             save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-        (folder / "config.json").write_text(json.dumps(config | changed))
+        (folder / "config.json").write_text(json.dumps(config | changed), encoding="utf-8")
         if processor:
             path = folder / "preprocessor_config.json"
-            path.write_text(json.dumps(json.loads(path.read_text()) | processor))
+            path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")) | processor), encoding="utf-8")
         with pytest.raises(ModelError, match=message):
             dalle_core.load(saved, clip=str(folder))
 
@@ -207,13 +207,14 @@ def test_a_full_disk_is_said_before_converting(peer, monkeypatch):
 def test_the_convert_command(peer, clip_folder, tmp_path, home):
     def convert(*arguments):
         return subprocess.run(
-            [sys.executable, "-m", "dalle_core", "convert", *map(str, arguments)], cwd=ROOT, capture_output=True, text=True
+            [sys.executable, "-m", "dalle_core", "convert", *map(str, arguments)],
+            cwd=ROOT, capture_output=True, encoding="utf-8",
         )
 
     out = tmp_path / "out"
     done = convert(peer.folder, out, "--clip", clip_folder)
     assert done.returncode == 0, done.stderr
-    card = (out / "README.md").read_text()
+    card = (out / "README.md").read_text(encoding="utf-8")
     assert "license: mit" in card and "BartPrior" in card and f"`{peer.folder.name}`" in card
     assert dalle_core.load(out).prior.config.hidden_size == 64
     again = convert(peer.folder, out)

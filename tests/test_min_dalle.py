@@ -102,8 +102,8 @@ def test_text(peer, parts, text):
 
 
 def _peer_tokenizer(peer):
-    vocab = json.loads((peer.folder / "vocab_mini.json").read_text())
-    merges = (peer.folder / "merges_mini.txt").read_text().split("\n")[1:-1]
+    vocab = json.loads((peer.folder / "vocab_mini.json").read_text(encoding="utf-8"))
+    merges = (peer.folder / "merges_mini.txt").read_text(encoding="utf-8").split("\n")[1:-1]
     return peer.package.text_tokenizer.TextTokenizer(vocab, merges)
 
 
@@ -145,7 +145,7 @@ def test_missing_unexpected_misshapen_and_nan_keys_name_themselves(small, file, 
 
 def test_a_config_decides_heads_and_the_first_token(small, monkeypatch):
     path = small.folder / "config.json"
-    config, files = json.loads(path.read_text()), [small.folder / "encoder.pt", small.folder / "decoder.pt"]
+    config, files = json.loads(path.read_text(encoding="utf-8")), [small.folder / "encoder.pt", small.folder / "decoder.pt"]
 
     def converted(**said):
         return min_dalle.convert_prior(*map(read_torch, files), config | said, path).config
@@ -207,8 +207,8 @@ def test_the_published_ids_of_texts(tmp_path):
         merges += [f"Ġ{word[:n]} {word[n]}" for n in range(len(word)) if f"Ġ{word[:n]} {word[n]}" not in merges]
     taken = set(vocab.values())
     vocab |= {f"filler {i}": i for i in range(4, 60_000) if i not in taken}
-    (tmp_path / "vocab.json").write_text(json.dumps(vocab))
-    (tmp_path / "merges.txt").write_text("#version: 0.2\n" + "\n".join(merges) + "\n")
+    (tmp_path / "vocab.json").write_text(json.dumps(vocab), encoding="utf-8")
+    (tmp_path / "merges.txt").write_text("#version: 0.2\n" + "\n".join(merges) + "\n", encoding="utf-8")
     tokenizer = min_dalle.text_tokenizer(tmp_path / "vocab.json", tmp_path / "merges.txt")
     assert "<mask>" not in tokenizer.get_vocab()
     for prompt, ids in min_dalle.GOLDEN.items():
@@ -217,8 +217,8 @@ def test_the_published_ids_of_texts(tmp_path):
 
 def test_another_vocabulary_of_the_published_size_is_warned_of(tmp_path, caplog):
     vocab = {"<s>": 0, "<pad>": 1, "</s>": 2, "<unk>": 3, "Ġ": 4, "a": 5, "Ġa": 6} | {f"filler {i}": i for i in range(7, 50_264)}
-    (tmp_path / "vocab.json").write_text(json.dumps(vocab))
-    (tmp_path / "merges.txt").write_text("#version: 0.2\nĠ a\n")
+    (tmp_path / "vocab.json").write_text(json.dumps(vocab), encoding="utf-8")
+    (tmp_path / "merges.txt").write_text("#version: 0.2\nĠ a\n", encoding="utf-8")
     min_dalle.text_tokenizer(tmp_path / "vocab.json", tmp_path / "merges.txt")
     assert "'alien life' gives the ids" in caplog.text
 

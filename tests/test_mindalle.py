@@ -24,10 +24,10 @@ def write(folder, stage1=None, stage2=None, config=CONFIG):
     (folder / "tokenizer").mkdir(parents=True, exist_ok=True)
     torch.save({"state_dict": stage1 or plain.vqgan_state()}, folder / "stage1_last.ckpt")
     torch.save({"state_dict": stage2 or plain.mindalle_state()}, folder / "stage2_last.ckpt")
-    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    (folder / "config.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
     pieces = ["[PAD]", "[UNK]", *"abcdefghijklmnopqrstuvwxyz", *(f"{c}</w>" for c in "abcdefghijklmnopqrstuvwxyz"), "ca", "cat</w>"]
-    (folder / "tokenizer" / "bpe-16k-vocab.json").write_text(json.dumps({p: i for i, p in enumerate(pieces)}))
-    (folder / "tokenizer" / "bpe-16k-merges.txt").write_text("#version: 0.2\nc a\nca t</w>\n")
+    (folder / "tokenizer" / "bpe-16k-vocab.json").write_text(json.dumps({p: i for i, p in enumerate(pieces)}), encoding="utf-8")
+    (folder / "tokenizer" / "bpe-16k-merges.txt").write_text("#version: 0.2\nc a\nca t</w>\n", encoding="utf-8")
     return folder
 
 
@@ -144,7 +144,7 @@ def test_a_config_is_never_longer_in_memory_than_on_the_disk(folder, tmp_path):
         ("[" * 5000, "config.yaml cannot be read .it is nested without end"),
         (f"stage2: {{hparams: {{n_layers: 0x{'f' * 20_000}}}}}", "config.yaml: n_layers must be a whole number"),
     ):
-        path.write_text(text)
+        path.write_text(text, encoding="utf-8")
         with pytest.raises(ModelError, match=message):
             mindalle.convert_prior(file, path)
 

@@ -24,7 +24,7 @@ def corpus_folder(tmp_path_factory):
         sprites[n, 16:112, 16:112] = (n % 256, 6 * (n // 5) % 256, 90, 255)
     np.save(folder / "sprites.npy", sprites)
     concepts = {f"C{i}": {"en": [f"thing{i}", f"object{i}"], "zh": [f"物{i}"]} for i in range(40)}
-    (folder / "icons.json").write_text(json.dumps({"icons": icons, "concepts": concepts}))
+    (folder / "icons.json").write_text(json.dumps({"icons": icons, "concepts": concepts}), encoding="utf-8")
     return folder
 
 
@@ -89,7 +89,7 @@ def test_image_folder(tmp_path):
     for i in range(40):
         Image.new("RGB", (30, 20), (6 * i, 0, 0)).save(tmp_path / f"{i}.png")
         lines.append(json.dumps({"file_name": f"{i}.png", "text": f"red {i}" if i else ["red", "crimson"]}))
-    (tmp_path / "metadata.jsonl").write_text("\n".join(lines) + "\n")
+    (tmp_path / "metadata.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
     folder = open_dataset(str(tmp_path), image_size=16)
     assert isinstance(folder, ImageFolder) and len(folder) == 38
     assert folder.picture(3).size == (16, 16)
@@ -108,7 +108,7 @@ def test_image_folder(tmp_path):
 )
 def test_image_folder_names_the_faulty_line(tmp_path, line, message):
     Image.new("RGB", (4, 4)).save(tmp_path / "0.png")
-    (tmp_path / "metadata.jsonl").write_text('{"file_name": "0.png", "text": "x"}\n' + line)
+    (tmp_path / "metadata.jsonl").write_text('{"file_name": "0.png", "text": "x"}\n' + line, encoding="utf-8")
     with pytest.raises(ValueError, match=message):
         ImageFolder(tmp_path, 4)
     shutil.rmtree(tmp_path)
@@ -125,8 +125,8 @@ def test_a_caption_with_a_line_separator_is_one_caption(tmp_path):
 
 
 def test_unreadable_picture_is_named(tmp_path):
-    (tmp_path / "0.png").write_text("no picture")
-    (tmp_path / "metadata.jsonl").write_text('{"file_name": "0.png", "text": "x"}')
+    (tmp_path / "0.png").write_text("no picture", encoding="utf-8")
+    (tmp_path / "metadata.jsonl").write_text('{"file_name": "0.png", "text": "x"}', encoding="utf-8")
     with pytest.raises(ValueError, match="0.png cannot be read"):
         ImageFolder(tmp_path, 4).picture(0)
 

@@ -29,7 +29,7 @@ def folder(tmp_path_factory):
         image.paste(a, (6, 6, 18, 18))
         image.save(folder / f"{i}.png")
         lines.append(json.dumps({"file_name": f"{i}.png", "text": f"a {a} square on {b}"}))
-    (folder / "metadata.jsonl").write_text("\n".join(lines))
+    (folder / "metadata.jsonl").write_text("\n".join(lines), encoding="utf-8")
     train_text_tokenizer([json.loads(line)["text"] for line in lines], 100).save_pretrained(folder / "text_tokenizer")
     return folder
 

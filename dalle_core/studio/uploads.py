@@ -1,4 +1,4 @@
-"""The gate for files that people hand in: a file below one folder, or a refusal that tells nothing about the server."""
+"""The gate for files that people hand in: a file below certain folders, or a refusal that tells nothing about the server."""
 
 import os
 import stat
@@ -15,23 +15,24 @@ NOTHING = "Choose a picture first."
 REFUSED = "This file cannot be read here. Hand it in again."  # one sentence for all: whether a file exists is nobody's business
 
 
-def checked(path: str | Path | None, folder: str | Path) -> Path:
-    """The real path of a regular file below `folder`, links and ".." resolved. Raises InputError, in the same words for a
-    file that is missing and for one that is elsewhere."""
+def checked(path: str | Path | None, *folders: str | Path) -> Path:
+    """The real path of a regular file below one of `folders`, links and ".." resolved. Raises InputError, in the same words
+    for a file that is missing and for one that is elsewhere."""
     if not path:
         raise InputError(NOTHING)
-    try:
-        real, base = os.path.realpath(path, strict=True), os.path.realpath(folder, strict=True)
-        if os.path.commonpath([real, base]) == base and stat.S_ISREG(os.stat(real).st_mode):
-            return Path(real)
-    except (OSError, ValueError, TypeError):
-        pass
+    for folder in folders:
+        try:
+            real, base = os.path.realpath(path, strict=True), os.path.realpath(folder, strict=True)
+            if os.path.commonpath([real, base]) == base and stat.S_ISREG(os.stat(real).st_mode):
+                return Path(real)
+        except (OSError, ValueError, TypeError):
+            pass
     raise InputError(REFUSED)
 
 
-def opened(path: str | Path | None, folder: str | Path) -> Image.Image:
-    """The picture in a file below `folder`. Raises InputError as `checked` and `open_picture`."""
-    return open_picture(checked(path, folder))
+def opened(path: str | Path | None, *folders: str | Path) -> Image.Image:
+    """The picture in a file below one of `folders`. Raises InputError as `checked` and `open_picture`."""
+    return open_picture(checked(path, *folders))
 
 
 def open_picture(path: str | Path | None) -> Image.Image:

@@ -35,7 +35,7 @@ def emoji_names(folder: Path) -> list[str]:
     file = folder / "icons.json"
     if not file.exists():
         return []
-    return sorted(concept["en"][0] for concept in json.loads(file.read_text())["concepts"].values())
+    return sorted(concept["en"][0] for concept in json.loads(file.read_text(encoding="utf-8"))["concepts"].values())
 
 
 def main() -> None:

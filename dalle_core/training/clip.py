@@ -96,7 +96,7 @@ def train(args: argparse.Namespace) -> None:
     dtype = getattr(torch, args.dtype)
 
     bar = tqdm(total=steps, initial=first, unit="step", desc="CLIP", mininterval=10)
-    with open(args.out / "log.jsonl", "a") as log:
+    with open(args.out / "log.jsonl", "a", encoding="utf-8") as log:
         for step, (bytes_, texts) in enumerate(batches(dataset, args.batch_size, first, steps, args.seed), first):
             rate = learning_rate(step, steps, 1.0, warmup=50)
             pixels = augment(as_pixels(bytes_.to(args.device)), torch.Generator().manual_seed(step))

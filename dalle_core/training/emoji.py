@@ -96,7 +96,7 @@ def fetch(folder: Path) -> None:
         print(f"fetching {package} {version}")
         try:
             out = subprocess.run(
-                ["npm", "pack", "--silent", f"{package}@{version}"], cwd=folder, capture_output=True, text=True
+                ["npm", "pack", "--silent", f"{package}@{version}"], cwd=folder, capture_output=True, encoding="utf-8"
             )
         except FileNotFoundError:
             raise RuntimeError("npm was not found: install Node.js, the icon sets are npm packages") from None
@@ -158,20 +158,20 @@ def prepare(folder: Path) -> None:
 
     label = {lang: {} for lang in ("en", "zh")}
     for lang in label:
-        for entry in json.loads((path["emojibase-data"] / lang / "data.json").read_text()):
+        for entry in json.loads((path["emojibase-data"] / lang / "data.json").read_text(encoding="utf-8")):
             label[lang][_base(entry["hexcode"])] = entry["label"]
-    entries = json.loads((path["emojibase-data"] / "en" / "data.json").read_text())
+    entries = json.loads((path["emojibase-data"] / "en" / "data.json").read_text(encoding="utf-8"))
     english = {_base(entry["hexcode"]): name for entry in entries if (name := _english(entry))}
 
     # Three sets say which code point a name stands for; the others share most of these names.
     code_of = {_squash(text): code for code, text in label["en"].items()}
     for package in ("fluent-emoji-flat", "twemoji", "noto"):
-        for code, name in json.loads((path[package] / "chars.json").read_text()).items():
+        for code, name in json.loads((path[package] / "chars.json").read_text(encoding="utf-8")).items():
             code_of.setdefault(_squash(name), _base(code))
 
     icons, seen = [], set()
     for package, style in STYLES.items():
-        data = json.loads((path[package] / "icons.json").read_text())
+        data = json.loads((path[package] / "icons.json").read_text(encoding="utf-8"))
         for name, icon in data["icons"].items():
             code = code_of.get(_squash(name))
             # Fitzpatrick modifiers, and Fluent's short form of them ("judge-medium-dark")
@@ -214,7 +214,7 @@ def prepare(folder: Path) -> None:
             "en": [english[code]] + [name for name in others if name != english[code]],
             "zh": [label["zh"][code]] if code in label["zh"] else [],
         }
-    (folder / "icons.json").write_text(json.dumps({"icons": icons, "concepts": concepts}, ensure_ascii=False))
+    (folder / "icons.json").write_text(json.dumps({"icons": icons, "concepts": concepts}, ensure_ascii=False), encoding="utf-8")
     (folder / "sprites.part.npy").rename(folder / "sprites.npy")
 
 
@@ -302,7 +302,7 @@ class EmojiCorpus:
             raise FileNotFoundError(
                 f"{self.folder} has no sprites.npy: run `python -m dalle_core.training.emoji --folder {self.folder}`"
             )
-        index = json.loads((self.folder / "icons.json").read_text())
+        index = json.loads((self.folder / "icons.json").read_text(encoding="utf-8"))
         self.icons, self.concepts = index["icons"], index["concepts"]
         self.sprites = np.load(self.folder / "sprites.npy", mmap_mode="r")
         self.by_concept = defaultdict(dict)  # concept -> style -> icon number

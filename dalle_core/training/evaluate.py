@@ -95,7 +95,7 @@ def main() -> None:
         result[kind] = figures
         pictures += rows[:8]
     sheet(pictures).save(args.out.with_suffix(".png"))
-    args.out.write_text(json.dumps(result, indent=2) + "\n")
+    args.out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     print(json.dumps(result, indent=2))
 
 

@@ -155,7 +155,7 @@ def train(args: argparse.Namespace) -> None:
 
     bar = tqdm(total=steps, initial=first, unit="step", desc="prior", mininterval=10)
     dtype, mean = getattr(torch, args.dtype), None
-    with open(args.out / "log.jsonl", "a") as log:
+    with open(args.out / "log.jsonl", "a", encoding="utf-8") as log:
         for step in range(first, steps):
             batch = draw_batch(dataset, tokenizer, pool, args.text_length, args.batch_size, step, args.seed)
             text_ids, tokens, read = (part.to(args.device) for part in batch)

@@ -5,11 +5,12 @@ import time
 from contextlib import contextmanager
 
 import pytest
-from playwright.sync_api import expect, sync_playwright
+from playwright.sync_api import sync_playwright
 
 from dalle_core import ModelError
-from demo import Models, create_demo, launch_options
+from demo import create_demo, launch_options, open_studio
 from tests.browser.chromium import executable
+from tests.browser.steps import new_context, open_page
 from tests.conftest import make_pipeline
 
 
@@ -72,9 +73,9 @@ def serve(folder, together=1, public=False):
         tell("Downloading kuprel/min-dalle: 10 MB of 20 MB, 5.0 MB/s, 2 s left")
         return pipe if source == "tiny" else other
 
-    models = Models(pipe, "tiny", load)
-    demo = create_demo(models, together=together)
-    _, url, _ = demo.launch(prevent_thread_lock=True, quiet=True, **launch_options(public))
+    studio = gate.studio = open_studio(pipe, "tiny", None if public else load, public=public)
+    demo = create_demo(studio, together=together)
+    _, url, _ = demo.launch(prevent_thread_lock=True, quiet=True, **launch_options(studio, public))
     yield url, gate
     gate.open.set()
     demo.close()
@@ -98,26 +99,36 @@ def gate(served):
     gate.open.set()
 
 
-@pytest.fixture
-def page(browser, served, request):
-    """A fresh visitor. Fails when the page asked another host for anything, or logged an error."""
-    size = getattr(request, "param", {"width": 1440, "height": 900})
-    context = browser.new_context(viewport=size, accept_downloads=True)
+DESK, PHONE = {"width": 1440, "height": 900}, {"width": 390, "height": 844}
+
+
+@contextmanager
+def visit(browser, url, size=DESK, script=None, **options):
+    """The page as a fresh visitor sees it; `script` runs before the page's own. Fails when the page asked another host for
+    anything, or logged an error."""
+    context = new_context(browser, viewport=size, **options)
     strangers, errors = [], []
 
     def only_local(route):
-        if route.request.url.startswith(served[0]):
+        if route.request.url.startswith(url):
             route.continue_()
         else:
             strangers.append(route.request.url)
             route.abort()
 
     context.route("**/*", only_local)
+    if script:
+        context.add_init_script(script)
     page = context.new_page()
     page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
     page.on("pageerror", lambda error: errors.append(str(error)))
-    page.goto(served[0])
-    expect(page.get_by_role("button", name="Generate")).to_be_enabled()
+    open_page(page, url)
     yield page
     context.close()
     assert strangers == [] and errors == []
+
+
+@pytest.fixture
+def page(browser, served, request):
+    with visit(browser, served[0], getattr(request, "param", DESK)) as page:
+        yield page

@@ -27,9 +27,17 @@ window.dalleHistory = (() => {
     try { keys = Object.keys(localStorage).filter((key) => key.startsWith(PREFIX)); } catch { }  // storage may be forbidden
     return keys.map(read).filter(Boolean).sort((a, b) => b.time - a.time);
   };
+  const line = Object.assign(document.createElement("button"), { id: "history-said", type: "button", hidden: true });
+  line.setAttribute("role", "status");
+  line.addEventListener("click", () => { line.hidden = true; });
+  let hiding = 0;
+  // At the window's lower edge: whoever draws does not look at the history, which may be closed.
   const say = (text) => {
-    const line = document.querySelector("#history-said");
-    if (line) line.textContent = text;
+    if (!line.isConnected) document.body.append(line);
+    clearTimeout(hiding);
+    line.textContent = text;
+    line.hidden = false;
+    hiding = setTimeout(() => { line.hidden = true; }, 20000);
   };
   const isFull = (error) => error.name === "QuotaExceededError" || error.name === "NS_ERROR_DOM_QUOTA_REACHED";
 
@@ -52,7 +60,8 @@ window.dalleHistory = (() => {
         if (!isFull(error)) { say("This browser does not let the page keep a history: download what you want to keep."); return false; }
         if (old.length) { makeRoom(); continue; }
         for (const [key, text] of gone.reverse()) try { localStorage.setItem(key, text); } catch { }
-        say("The history is full, so this was not kept: export it, and delete some entries or favourites.");
+        if (others.length > old.length + gone.length) say("The history is full, so this was not kept: export it, and delete some favourites.");
+        else say("Other pages of this address fill this browser's storage, so the history did not keep this: download what you want to keep.");
         return false;
       }
     }
@@ -102,6 +111,7 @@ window.dalleHistory = (() => {
     const shown = all.filter((entry) => (!starred || entry.favourite) && entry.prompt.toLowerCase().includes(words));
     count.textContent = all.length;
     place.replaceChildren(...shown.map(row));
+    document.querySelectorAll("#history .of-entries").forEach((tool) => { tool.disabled = !all.length; });
     if (!shown.length) place.append(make("li", all.length ? "Nothing matches." : "What you draw is listed here, in this browser only."));
   };
   const download = () => {
@@ -117,15 +127,15 @@ window.dalleHistory = (() => {
     if (!found.length || good.includes(null)) return say("That history is damaged or changed by hand: nothing was imported.");
     const kept = good.filter(write).length;
     render();
-    say(`${kept} entries imported.`);
+    if (kept === good.length) say(`${kept} entries imported.`);  // else `write` said why not
   };
   const render = () => {
     const place = document.querySelector("#history-body");
     if (place && !place.firstChild) {
       const tools = make("div", "", null, { className: "tools" });
-      const search = make("input", "", null, { type: "search", placeholder: "Search the prompts", ariaLabel: "Search the history" });
+      const search = make("input", "", null, { type: "search", placeholder: "Search the prompts", ariaLabel: "Search the history", className: "of-entries" });
       search.addEventListener("input", () => { words = search.value.toLowerCase(); list(); });
-      const only = make("button", "Favourites only", () => { starred = !starred; only.ariaPressed = starred; list(); });
+      const only = make("button", "Favourites only", () => { starred = !starred; only.ariaPressed = starred; list(); }, { className: "of-entries" });
       const file = make("input", "", null, { type: "file", accept: ".json", hidden: true, id: "history-import" });
       file.addEventListener("change", async () => { if (file.files[0]) await take(file.files[0]); file.value = ""; });
       const clear = () => {
@@ -134,9 +144,9 @@ window.dalleHistory = (() => {
         all.forEach((entry) => localStorage.removeItem(PREFIX + entry.id));
         render();
       };
-      tools.append(search, only, make("button", "Export", download, { id: "history-export" }),
-        make("button", "Import", () => file.click()), file, make("button", "Delete all", clear, { id: "history-clear" }));
-      place.append(tools, make("div", "", null, { id: "history-said", role: "status" }), make("ul", "", null, { id: "history-list" }));
+      tools.append(search, only, make("button", "Export", download, { id: "history-export", className: "of-entries" }),
+        make("button", "Import", () => file.click()), file, make("button", "Delete all", clear, { id: "history-clear", className: "of-entries" }));
+      place.append(tools, make("ul", "", null, { id: "history-list" }));
     }
     list();
   };

@@ -4,15 +4,17 @@ import html
 
 import gradio as gr
 
-from dalle_core import InputError
-from demo.gpu import on_gpu
-from demo.models import Models
-from demo.uploads import open_picture, picture_input
+from dalle_core.pipeline import Label
+from dalle_core.request import MAX_PROMPT, text
+from dalle_core.studio.studio import Studio
+from demo.handlers import speaks
+from demo.public import visitor
+from demo.uploads import picture_input
 
 SHOWN = 12
 
 
-def ranking(found: list) -> str:
+def ranking(found: list[Label]) -> str:
     """The labels as a table: CLIP's order, with the prior's opinion beside it; where they disagree is marked."""
     first = found[:SHOWN]
     asked = [label for label in first if label.log_likelihood is not None]
@@ -37,7 +39,7 @@ def ranking(found: list) -> str:
     return f'<table class="ranking">{head}{"".join(rows)}</table><p>{agree}</p>'
 
 
-def build(models: Models, together: int) -> None:
+def build(studio: Studio, together: int) -> None:
     """Adds the tab; its runs are among those that go on at once."""
     gr.Markdown(
         "What does a picture show? CLIP compares it with every label; the prior says how likely the picture's tokens are "
@@ -47,23 +49,18 @@ def build(models: Models, together: int) -> None:
         with gr.Column():
             upload = picture_input("Picture", "recognise-upload", 320)
             labels = gr.Textbox(
-                label="Labels, one a line", lines=4, max_lines=12, elem_id="labels", max_length=20_000,
+                label="Labels, one a line", lines=4, max_lines=12, elem_id="labels", max_length=MAX_PROMPT,
                 info="Empty: everything the model knows by name.",
             )  # fmt: skip
             run = gr.Button("Recognise", variant="primary", elem_id="recognise")
         with gr.Column():
             result = gr.HTML("", elem_id="recognised", elem_classes="figures", min_height=120)
 
-    @on_gpu(30)
-    def recognise(path, labels):
-        """A picture and labels (one a line) -> a table of how well each fits."""
-        lines = [line for line in (labels or "")[:20_000].splitlines() if line.strip()]
-        try:
-            found = models.pipe.recognise(open_picture(path), lines[:2000] or None)
-        except InputError as error:
-            raise gr.Error(str(error), duration=10, print_exception=False) from None
-        return ranking(found)
+    def recognise(request: gr.Request, path, labels):
+        lines = [line for line in text("labels", labels or "").splitlines() if line.strip()]
+        return ranking(studio.recognise(visitor(request), path, lines or None))
 
     run.click(
-        recognise, [upload, labels], result, api_name="recognise", concurrency_id="sampling", concurrency_limit=together
-    )
+        speaks(recognise), [upload, labels], result, api_visibility="private", concurrency_id="sampling",
+        concurrency_limit=together,
+    )  # fmt: skip

@@ -1,7 +1,9 @@
 // How often CLIP agreed with this browser's visitor.
 window.dalleVotes = (() => {
   const KEY = "dalle.votes", whole = (number) => (Number.isInteger(number) && number >= 0 ? number : 0);
+  let unsaved = null;  // the tally of this visit, where the storage is full or forbidden
   const read = () => {
+    if (unsaved) return unsaved;
     try {
       const { agree, total } = JSON.parse(localStorage.getItem(KEY));
       return { agree: Math.min(whole(agree), whole(total)), total: whole(total) };
@@ -16,7 +18,7 @@ window.dalleVotes = (() => {
     const votes = read();
     votes.total += 1;
     if (text.startsWith("agree")) votes.agree += 1;
-    try { localStorage.setItem(KEY, JSON.stringify(votes)); } catch { }  // full or forbidden: the tally of this moment is shown
+    try { localStorage.setItem(KEY, JSON.stringify(votes)); } catch { unsaved = votes; }
     show(votes);
   };
   return { show, count };

@@ -2,34 +2,40 @@
 
 import html
 import secrets
-from pathlib import Path
 
 import gradio as gr
 
-HEAD = f"<script>{(Path(__file__).parent / 'vote.js').read_text()}</script>"
+from dalle_core import InputError
+from dalle_core.studio.pool import Picture
+from demo import static
+from demo.handlers import QUIET, speaks
+
+HEAD = f"<script>{static.read('vote.js')}</script>"
 
 
-def draw_pair(items: list[dict]) -> list[dict] | None:
+def draw_pair(pictures: list[Picture]) -> list[Picture] | None:
     """Two candidates of the pool at random, in random order; None when there are no two with different scores."""
-    scored = [item for item in items or [] if item["score"] is not None]
-    if len({item["score"] for item in scored}) < 2:
+    scored = [picture for picture in pictures or [] if picture.drawn.score is not None]
+    if len({picture.drawn.score for picture in scored}) < 2:
         return None
     first = secrets.choice(scored)
-    second = secrets.choice([item for item in scored if item["score"] != first["score"]])
+    second = secrets.choice([picture for picture in scored if picture.drawn.score != first.drawn.score])
     return [first, second]
 
 
-def verdict(pair: list[dict], side: int) -> str:
+def verdict(pair: list[Picture], side: int) -> str:
     """What the page's script counts: "agree" or "differ", and a word that is new each time."""
-    agrees = pair[side]["score"] > pair[1 - side]["score"]
+    agrees = pair[side].drawn.score > pair[1 - side].drawn.score
     return f"{'agree' if agrees else 'differ'} {secrets.token_hex(4)}"
 
 
 def build(kept: gr.State) -> None:
     """The fold below the gallery; votes are counted in the visitor's browser (`vote.js`)."""
     pair = gr.State(None)
-    with gr.Accordion("Blind vote: which fits the prompt better?", open=False, elem_id="vote") as fold:
-        asked = gr.HTML("Draw two or more candidates first.", elem_id="vote-asked")
+    with gr.Accordion(
+        "Blind vote: which fits the prompt better?", open=False, elem_id="vote", elem_classes="unused"
+    ) as fold:
+        asked = gr.HTML("", elem_id="vote-asked")
         with gr.Row():
             pictures = [
                 gr.Image(
@@ -45,25 +51,28 @@ def build(kept: gr.State) -> None:
             another = gr.Button("Another pair", elem_id="vote-another", min_width=100)
         gr.HTML('<div id="vote-tally" role="status"></div>')
     said = gr.Textbox(elem_id="vote-said", elem_classes="offstage", show_label=False)
-    outputs = [pair, asked, *pictures]
 
-    def ask(items):
-        two = draw_pair(items)
+    def ask(kept):
+        two = draw_pair(kept)
         if two is None:
-            return [None, "Draw two or more candidates that CLIP ranks first.", None, None]
-        return [two, f'<b translate="no">{html.escape(two[0]["request"]["prompt"][:200])}</b>', two[0]["path"], two[1]["path"]]
+            return {pair: None, fold: gr.update(elem_classes="unused")}
+        prompt = html.escape(two[0].drawn.request.prompt[:200])
+        return {
+            pair: two, fold: gr.update(elem_classes=[]), asked: f'<b translate="no">{prompt}</b>',
+            pictures[0]: two[0].path, pictures[1]: two[1].path,
+        }  # fmt: skip
 
     def vote_for(side):
-        def vote(two, items):
+        def vote(two, kept):
             if not two:
-                raise gr.Error("Draw two or more candidates first.", print_exception=False)
-            return [verdict(two, side), *ask(items)]
+                raise InputError("Draw two or more candidates first.")
+            return {said: verdict(two, side)} | ask(kept)
 
-        return vote
+        return speaks(vote)
 
-    quick = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
-    gr.on([fold.expand, another.click, kept.change], ask, kept, outputs, **quick)
+    outputs = [pair, fold, asked, *pictures]
+    gr.on([fold.expand, another.click, kept.change], speaks(ask), kept, outputs, **QUIET)
     for side, button in enumerate(buttons):
-        button.click(vote_for(side), [pair, kept], [said, *outputs], **quick)
+        button.click(vote_for(side), [pair, kept], [said, *outputs], **QUIET)
     said.change(None, said, None, js="(text) => { dalleVotes.count(text); }", api_visibility="private")
     fold.expand(None, None, None, js="() => { dalleVotes.show(); }", api_visibility="private")

@@ -1,0 +1,69 @@
+"""What the handlers of all tabs share: errors become sentences on the page, sliders leave the checking to the request."""
+
+import inspect
+import logging
+from functools import wraps
+
+import gradio as gr
+
+from dalle_core import InputError, ModelError
+from dalle_core.request import MAX_SEED
+
+log = logging.getLogger(__name__)
+QUIET = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}  # of events that only rearrange the page
+
+
+def speaks(handler):
+    """The handler, or generator, with what it raises as a gr.Error: a sentence for the visitor. The traceback of what nobody
+    expected goes to the log."""
+    if inspect.isgeneratorfunction(handler):
+
+        @wraps(handler)
+        def call(*args, **kwargs):
+            try:
+                yield from handler(*args, **kwargs)
+            except Exception as error:
+                raise sentence(error) from None
+    else:
+
+        @wraps(handler)
+        def call(*args, **kwargs):
+            try:
+                return handler(*args, **kwargs)
+            except Exception as error:
+                raise sentence(error) from None
+
+    return call
+
+
+def sentence(error: Exception) -> gr.Error:
+    if isinstance(error, gr.Error):
+        return error
+    if isinstance(error, (InputError, ModelError)):
+        return gr.Error(str(error), duration=10, print_exception=False)
+    log.error("a handler failed", exc_info=error)
+    return gr.Error("This failed. The server's log says why; try again.", print_exception=False)
+
+
+def checked_later(slider: gr.Slider) -> gr.Slider:
+    """A slider whose ends are what people usually want. `DrawingRequest.checked` knows what is allowed and says it."""
+    slider.preprocess = lambda value: value
+    return slider
+
+
+def stoppable(starts: list, stop: gr.Button) -> None:
+    """Stop is there from the click on, not from the first token: a run that waits in the queue can be stopped too. To be called
+    before the run's own event is made, as a trigger's events start one after the other."""
+    enabled = "() => ({ __type__: 'update', interactive: true })"
+    gr.on(starts, None, None, stop, js=enabled, api_visibility="private")
+
+
+def parse_seed(text: str | None, keep: bool = True, drawn: str = "") -> int | None:
+    """The seed that is asked for, or None for a new one: the box is empty, or still holds the one `drawn` at random
+    for the run before and is not kept. Raises InputError."""
+    text = str(text or "").strip()
+    if not text or (text == drawn and not keep):
+        return None
+    if not text.isascii() or not text.isdigit() or len(text) > 19 or int(text) > MAX_SEED:
+        raise InputError(f"The seed {text[:40]!r} is not a whole number from 0 to {MAX_SEED}.")
+    return int(text)
