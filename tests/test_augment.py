@@ -18,6 +18,7 @@ from PIL import Image
 from dalle_core import InputError, augment
 from dalle_core.__main__ import main
 from dalle_core.augment import Row, archive, read_prompts, rows_of
+from dalle_core.catalogue import load
 from dalle_core.training.data import ImageFolder, open_dataset
 from demo.tabs.dataset import asked_for
 
@@ -174,7 +175,7 @@ def test_closed_between_two_tokens_it_goes_on_and_draws_only_the_rest(whole, own
     assert run(own_pipeline, tmp_path / "out").drawn == 8 and len(asked) == before + 1  # finished: nothing is drawn
 
 
-def test_a_process_that_is_killed_goes_on(tiny_pipeline, saved, tmp_path):
+def test_a_process_that_is_killed_goes_on(saved, tmp_path):
     (tmp_path / "prompts.txt").write_text("a red fox\ntwo apples\n", encoding="utf-8")
     arguments = ["augment", str(tmp_path / "prompts.txt"), str(tmp_path / "out"), "--model", str(saved), "--count", "3000"]
     process = subprocess.Popen([sys.executable, "-m", "dalle_core", *arguments], cwd=ROOT, stderr=subprocess.DEVNULL)
@@ -186,7 +187,7 @@ def test_a_process_that_is_killed_goes_on(tiny_pipeline, saved, tmp_path):
     process.send_signal(signal.SIGKILL)
     process.wait()
     rows = [Row("a red fox", 3000), Row("two apples", 3000)]
-    steps = augment.augment(tiny_pipeline, rows, tmp_path / "out")
+    steps = augment.augment(load(saved), rows, tmp_path / "out")
     first = next(steps)
     assert 0 < first.kept and first.drawn % 16 == 0
     while next(steps).drawn < first.drawn + 32:
