@@ -335,9 +335,11 @@ class Endpoints:
         ours = address(request, "")
         if path.startswith(ours):
             return unquote(path[len(ours) :])
-        content = fetched(path)
-        self.studio.budgets.spend(visitor(request), upload_bytes=len(content))
-        return str(self.studio.store.write(visitor(request), "picture", content))
+        caller, budgets = visitor(request), self.studio.budgets
+        with budgets.running(caller):  # an address that is slow to answer holds a place of the queue
+            content = fetched(path)
+        budgets.spend(caller, upload_bytes=len(content))
+        return str(self.studio.store.write(caller, "picture", content))
 
 
 def build(studio: Studio, together: int) -> None:
@@ -357,6 +359,7 @@ def _add(method, **limits) -> None:
     added = gr.context.Context.root_block.fns[index]
     for component in added.inputs:
         component.async_move_resource_to_block_cache = _as_it_is
+        component._api_info.pop("required", None)  # of a file's fields, which MCP would leave on what it calls a string
     returned = method.__annotations__["return"]
     if get_origin(returned) is Iterator:
         returned = get_args(returned)[0]

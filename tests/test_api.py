@@ -22,6 +22,7 @@ from dalle_core import InputError
 from dalle_core.pipeline import Step
 from dalle_core.request import MAX_PROMPT, DrawingRequest
 from dalle_core.studio import fetch
+from dalle_core.studio.budgets import Budget, Budgets
 from demo import create_demo, launch_options, open_studio
 
 README = Path(__file__).parent.parent / "README.md"
@@ -280,7 +281,9 @@ def test_all_endpoints_are_tools_with_typed_and_described_arguments(page, client
     generate = tools["generate"]["inputSchema"]
     assert generate["required"] == ["prompt"] and generate["properties"]["prompt"]["type"] == "string"
     assert {"type": "integer"} in generate["properties"]["num_candidates"]["oneOf"]
-    assert "url" in tools["recognise"]["inputSchema"]["properties"]["picture"]["format"]
+    for name in ("complete", "reconstruct", "recognise"):
+        file = tools[name]["inputSchema"]["properties"]["picture"]
+        assert set(file) == {"type", "format", "description"} and file["type"] == "string" and "url" in file["format"]
     assert "guidance_scale" in tools["compare"]["inputSchema"]["properties"]["x"]["enum"]
 
 
@@ -533,6 +536,20 @@ def test_endpoints_share_the_bound_of_the_page(tiny_pipeline):
     assert set(public) == NAMES
     assert {fn.concurrency_id for name, fn in public.items() if name != "model"} == {"sampling"}
     assert {fn.concurrency_limit for fn in demo.fns.values() if fn.concurrency_id == "sampling"} == {3}
+
+
+def test_a_visitor_s_budget_is_one_for_the_page_and_for_programs(tiny_pipeline, tmp_path, monkeypatch):
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
+    studio = open_studio(tiny_pipeline, "tiny")
+    studio.budgets = Budgets(Budget(candidates=4))
+    demo = create_demo(studio)
+    _, url, _ = demo.launch(prevent_thread_lock=True, quiet=True, **launch_options(studio))
+    try:
+        assert "A visitor may ask for 4 candidates" in said(url, "generate", prompt="a fox", num_candidates=5)
+        assert tool(url, "generate", prompt="a fox", num_candidates=3)["status"] == "done"
+        assert "yours are used up" in said(url, "generate", prompt="a fox", num_candidates=2)
+    finally:
+        demo.close()
 
 
 def test_a_login_is_asked_for(tiny_pipeline, tmp_path, monkeypatch):

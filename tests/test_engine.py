@@ -223,7 +223,7 @@ def test_layers_are_compiled_a_few_times_in_all(kind):
                 counts.append(len(graphs))
     finally:
         torch._dynamo.reset()
-    assert 2 <= first <= 16 and counts[-1] <= first + 8, counts
+    assert 2 <= first <= 24 and counts[-1] <= 40, counts
     assert counts[3] == counts[-1], counts  # nothing new for two requests or more
 
 
