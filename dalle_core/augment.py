@@ -13,7 +13,7 @@ import io
 import json
 import os
 import re
-import tempfile
+import secrets
 import zipfile
 from collections.abc import Iterator
 from contextlib import closing
@@ -460,11 +460,14 @@ def archive(out: str | Path, target: str | Path) -> int:
     out, target = Path(out), Path(target)
     content = _metadata(out)
     names = [json.loads(line)["file_name"] for line in content.splitlines()]
-    with tempfile.NamedTemporaryFile(dir=target.parent, delete=False) as part:
+    part = target.with_name(f".{secrets.token_hex(8)}")
+    try:
         with zipfile.ZipFile(part, "w", zipfile.ZIP_STORED) as zip_:  # PNGs are compressed already
             for name in names:
                 zip_.write(out / name, name)
             zip_.writestr("metadata.jsonl", content)
             zip_.write(out / "README.md", "README.md")
-    os.replace(part.name, target)
+        os.replace(part, target)
+    finally:
+        part.unlink(missing_ok=True)
     return len(names)

@@ -276,6 +276,14 @@ def test_without_clip_everything_is_kept_and_nothing_judged(own_pipeline, tmp_pa
     assert {line["score"] for line in lines(tmp_path)} == {None}
 
 
+def test_a_zip_that_cannot_be_finished_leaves_nothing(whole, tmp_path):
+    (whole / "README.md").unlink()
+    (tmp_path / "zips").mkdir()
+    with pytest.raises(FileNotFoundError):
+        archive(whole, tmp_path / "zips" / "a.zip")
+    assert list((tmp_path / "zips").iterdir()) == []
+
+
 # ---------------------------------------------------------------- tables of prompts
 
 
