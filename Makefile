@@ -6,13 +6,18 @@ VENV := .venv
 PY := $(VENV)/bin/python
 PORT ?= 7860
 
-.PHONY: demo test browser clean
+.PHONY: demo test test-older-cpu browser clean
 
 demo: $(VENV)/.runtime
 	$(PY) app.py --port $(PORT) --browser
 
 test: $(VENV)/.tests browser
 	$(PY) -m pytest -q
+
+# What computes, as CPUs without AVX-512, bfloat16 and VNNI do it.
+test-older-cpu: $(VENV)/.tests
+	ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 $(PY) -m pytest -q \
+		$(addprefix tests/test_,int8.py packed.py sampling.py decoder.py engine.py embedded.py gpt_prior.py pipeline.py)
 
 $(VENV)/.runtime: requirements.txt
 	@$(or $(PYTHON),false) -c '$(SUITABLE)' || { echo 'Python 3.11 or 3.12 is needed: install one, or name it with make PYTHON=/path/to/python3.12' >&2; exit 1; }

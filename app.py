@@ -140,7 +140,7 @@ def main() -> None:
         clip = args.clip if source == args.model else None
         pipe = dalle_core.load(source, args.device, dtype, clip, tell)
         if args.compile:
-            pipe.prior.compile_repeated_blocks(fullgraph=True)
+            pipe.prior.compile_repeated_blocks(dynamic=True)
         if args.public:
             pipe.max_candidates = PUBLIC_CANDIDATES
         return pipe

@@ -21,9 +21,11 @@ from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 
+import torch
 from filelock import FileLock, Timeout
 
 from dalle_core.errors import InputError
+from dalle_core.int8 import is_quantized
 from dalle_core.pictures import png, recipe
 from dalle_core.pipeline import DallePipeline, Generation
 
@@ -34,6 +36,7 @@ MAX_BYTES = 200_000_000  # of a file of prompts
 BLOCK = 16  # pictures drawn together: what a stop can lose; with `best`, all of a prompt
 MOST_BEST = 64  # pictures of a prompt, when only the best are kept
 SEEDS_A_ROW = 2**20
+LATER = ("revision", "dtype", "clip")  # settings that a state file of before may lack
 STATE = ".augment.json"
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]+")
 
@@ -118,15 +121,19 @@ def _read_text(path: Path) -> str:
 
 
 def _csv_rows(text: str, count: int, name: str) -> Iterator[Row]:
-    first = text.lstrip("\r\n").partition("\n")[0]
-    separator = max(",;\t", key=first[:10_000].count)  # spreadsheets write what their language has
+    first = re.match(r"[\r\n]*([^\r\n]*)", text)
+    if said := re.fullmatch(r'"?sep=([^\s"]|\t)"?', first[1], re.IGNORECASE):  # spreadsheets', of the lines that follow
+        separator, text = said[1], text[: first.start(1)] + text[first.end(1) :]
+    else:
+        separator = max(",;\t", key=first[1][:10_000].count)  # spreadsheets write what their language has
     lines = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
-    header = None
+    header, before = None, 0  # before: lines that are read
     try:
         for cells in lines:
+            before = lines.line_num
             if not any(cell.strip() for cell in cells):
                 continue
-            where = f"{name}, line {lines.line_num}"
+            where = f"{name}, line {before}"
             if header is None:
                 header = _header(cells, name)
                 continue
@@ -138,9 +145,22 @@ def _csv_rows(text: str, count: int, name: str) -> Iterator[Row]:
             row = dict(zip(header, cells))
             yield _row(row.get("prompt", ""), row.get("count", "").strip() or count, where)
     except csv.Error as error:
-        raise InputError(f"{name}, line {lines.line_num} cannot be read as CSV: {error}.") from None
+        line = _open_quote(text, before, lines.line_num, str(error))
+        reason = error if line is None else "a quotation mark is opened there and not closed"
+        raise InputError(f"{name}, line {line or lines.line_num} cannot be read as CSV: {reason}.") from None
     if header is None:
         raise InputError(f"{name} is empty: it needs a column “prompt”.")
+
+
+def _open_quote(text: str, before: int, last: int, error: str) -> int | None:
+    """The line of the quotation mark in which the row that ends with line `last`, and begins after line `before`, is still
+    open; None when it is not the mark of an earlier line."""
+    ended = "unexpected end" in error  # else the last line closes it, at its own first mark
+    lines, opened = io.StringIO(text, newline="").readlines(), None
+    for number in range(before, last if ended else last - 1):
+        for _ in range(lines[number].replace('""', "").count('"')):
+            opened = number + 1 if opened is None else None
+    return opened
 
 
 def _header(cells: list[str], name: str) -> list[str]:
@@ -243,7 +263,24 @@ def _check(pipe, rows, seed, threshold, best, sampling) -> dict:
     pipe.stream(rows[0].prompt, seed=seed, num_candidates=1, **sampling).close()  # checks the numbers, draws nothing
     digest = hashlib.sha256(json.dumps([[row.prompt, row.count] for row in rows]).encode()).hexdigest()
     sampling = {name: pipe.defaults[name] if value is None else value for name, value in sampling.items()}
-    return {"model": pipe.name, "prompts": digest, "seed": seed, "threshold": threshold, "best": best} | sampling
+    weights = {"model": pipe.name, "revision": pipe.revision, "dtype": _dtype(pipe), "clip": _clip(pipe)}
+    return weights | {"prompts": digest, "seed": seed, "threshold": threshold, "best": best} | sampling
+
+
+def _dtype(pipe: DallePipeline) -> str:
+    return "int8" if is_quantized(pipe.prior) else str(pipe.prior.dtype).removeprefix("torch.")
+
+
+@torch.no_grad()
+def _clip(pipe: DallePipeline) -> str | None:
+    """Which CLIP scores: 12 hex digits, of samples of its weights."""
+    if pipe.clip is None:
+        return None
+    digest = hashlib.sha256()
+    for name, value in pipe.clip.named_parameters():
+        some = value.flatten()[:: max(1, value.numel() // 16)].float().cpu()
+        digest.update(f"{name} {list(value.shape)}".encode() + some.numpy().tobytes())
+    return digest.hexdigest()[:12]
 
 
 def _blocks(rows: list[Row], settings: dict) -> Iterator[tuple[int, int, int, int]]:
@@ -307,7 +344,9 @@ def _restore(out: Path, settings: dict) -> int:
             raise ValueError
     except (ValueError, KeyError, TypeError):
         raise InputError(f"{out / STATE} is damaged, so it is not known how far the run came: name a new folder.") from None
-    names = [name for name in {**before, **settings} if before.get(name) != settings.get(name)]
+    # Runs of earlier versions did not write down all of this, and go on.
+    known = {name: value for name, value in settings.items() if name in before or name not in LATER}
+    names = [name for name in {**before, **known} if before.get(name) != known.get(name)]
     if names:
         said = {name: f"{name} {before.get(name)!r}, now {settings.get(name)!r}" for name in names}
         said["prompts"] = "other prompts or counts"

@@ -14,7 +14,7 @@ from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from torch import nn
 
-from dalle_core.rows import ROW_MULTIPLE, attention, cached_attention, pad_rows, repeat_rows
+from dalle_core.rows import ROW_MULTIPLE, Groups, attention, cached_attention, pad_rows, repeat_rows
 
 TEXT_MULTIPLE = 8  # positions of text that are read come in multiples of it
 
@@ -56,13 +56,13 @@ class SelfAttention(nn.Module):
         self.qkv = nn.Linear(hidden_size, 3 * hidden_size, bias=False)
         self.out = nn.Linear(hidden_size, hidden_size, bias=False)
 
-    def forward(self, x, mask=None, causal=False, caches=()):
+    def forward(self, x, mask=None, causal=False, caches: Groups | None = None):
         """x [B, T, hidden]: whole sequences from position 0, or, with caches, what stands at each cache's own place.
 
         caches: (k, v [b, H, S, D], start), this layer's, for groups of rows that stand one after the other in x.
         """
         q, k, v = heads_of(self.qkv(x), 3, self.num_heads)
-        y = cached_attention(q, k, v, caches) if caches else attention(q, k, v, mask, causal)
+        y = attention(q, k, v, mask, causal) if caches is None else cached_attention(q, k, v, caches)
         return self.out(y.transpose(1, 2).flatten(2))
 
 
@@ -74,21 +74,26 @@ class CrossAttention(nn.Module):
         self.kv = nn.Linear(hidden_size, 2 * hidden_size, bias=False)
         self.out = nn.Linear(hidden_size, hidden_size, bias=False)
 
-    def forward(self, x, texts):
+    def forward(self, x, texts: Groups):
         """x [B, T, hidden]; texts: (k, v [P, H, S, D], mask, rows) for groups of rows that stand one after the other in
         x, the rows of each group's P prompts side by side."""
-        q, groups, row = self.q(x), [], 0
-        for k, v, mask, rows in texts:
+        return self.out(self._attend(self.q(x), texts))
+
+    @torch.compiler.disable
+    def _attend(self, q, texts):
+        """q [B, T, hidden] -> the same shape."""
+        groups, row = [], 0
+        for k, v, mask, rows in texts.parts:
             # The rows of a prompt become its queries: its keys and values are read once, not once a row.
-            queries = q[row : row + rows].reshape(len(k), -1, x.shape[-1])
+            queries = q[row : row + rows].reshape(len(k), -1, q.shape[-1])
             queries = heads_of(queries, 1, self.num_heads)[0]  # [P, H, rows/P*T, D]
             count = queries.shape[2]  # filled up like the rows of a batch, see rows.py
             queries = F.pad(queries, (0, 0, 0, -count % ROW_MULTIPLE))
             y = attention(queries, k, v, mask)[:, :, :count]
-            groups.append(y.transpose(1, 2).reshape(rows, *x.shape[1:]))
+            groups.append(y.transpose(1, 2).reshape(rows, *q.shape[1:]))
             row += rows
-        groups.append(x.new_zeros(len(x) - row, *x.shape[1:]))  # the rows that fill the batch up
-        return self.out(torch.cat(groups))
+        groups.append(q.new_zeros(len(q) - row, *q.shape[1:]))  # the rows that fill the batch up
+        return torch.cat(groups)
 
 
 class GLU(nn.Module):
@@ -130,7 +135,7 @@ class DecoderLayer(nn.Module):
         self.cross_attn_ln = nn.LayerNorm(hidden_size)
         self.glu = GLU(hidden_size, ffn_size)
 
-    def forward(self, x, texts, caches=()):
+    def forward(self, x, texts: Groups, caches: Groups | None = None):
         x = x + self.self_attn_ln(self.self_attn(self.pre_self_attn_ln(x), causal=True, caches=caches))
         x = x + self.cross_attn_ln(self.cross_attn(self.pre_cross_attn_ln(x), texts))
         return x + self.glu(x)
@@ -190,7 +195,7 @@ class BartPrior(ModelMixin, ConfigMixin):
         x = self._embed_image(image_ids)
         for layer in self.decoder:
             k, v = heads_of(layer.cross_attn.kv(text), 2, self.config.num_heads)
-            x = layer(x, [(k, v, mask, len(x))])
+            x = layer(x, Groups([(k, v, mask, len(x))]))
         return self.head(self.decoder_ln(x))
 
     def prefill(
@@ -209,7 +214,8 @@ class BartPrior(ModelMixin, ConfigMixin):
         x = self._embed_image(text_ids.new_empty(prompts, 0) if image_ids is None else image_ids.expand(prompts, -1))
         for i, layer in enumerate(self.decoder):
             cache.text_k[i], cache.text_v[i] = heads_of(layer.cross_attn.kv(text), 2, self.config.num_heads)
-            x = layer(x, [(cache.text_k[i], cache.text_v[i], cache.mask, prompts)], [(cache.k[i], cache.v[i], 0)])
+            texts = Groups([(cache.text_k[i], cache.text_v[i], cache.mask, prompts)])
+            x = layer(x, texts, Groups([(cache.k[i], cache.v[i], 0)]))
         logits = self.head(self.decoder_ln(x[:, -1]))
         return cache.repeat(copies, x.shape[1]), logits.repeat_interleave(copies, dim=0)
 
@@ -225,7 +231,7 @@ class BartPrior(ModelMixin, ConfigMixin):
         x = self.image_ln(pad_rows(torch.cat(x), self.row_multiple))
         for i, layer in enumerate(self.decoder):
             texts = [(c.text_k[i], c.text_v[i], c.mask, rows) for (c, _), rows in zip(caches, counts)]
-            x = layer(x, texts, [(c.k[i], c.v[i], start) for c, start in caches])
+            x = layer(x, Groups(texts), Groups([(c.k[i], c.v[i], start) for c, start in caches]))
         return list(self.head(self.decoder_ln(x[:, 0]))[: sum(counts)].split(counts))
 
     def _embed_image(self, image_ids):

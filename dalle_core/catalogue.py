@@ -108,7 +108,8 @@ def load(
 
     device None: CUDA, else Apple's MPS, else the CPU. dtype None: float32 on the CPU and MPS, bfloat16 on CUDA;
     int8, on a CPU: the prior's linear layers in 8 bits, the image tokenizer's decoder in bfloat16 where the CPU computes
-    in it, all else in float32. clip: a folder or Hub id of the CLIP that ranks, "none" for no ranking, None for the
+    in it, all else in float32. What reads and ranks pictures, the image tokenizer's encoder and CLIP, is in float32 whatever
+    the dtype. clip: a folder or Hub id of the CLIP that ranks, "none" for no ranking, None for the
     model's own or the usual one. tell is called with a line of text now and then. packed: on a CPU, arrange the weights
     for drawing (`packed.py`, `decoder.py`), which rounds otherwise. Raises ModelError naming the file (and the key) when
     something is missing, damaged, unexpected or misshapen, or with numbers when it does not fit.
@@ -125,7 +126,7 @@ def load(
         pipe.register_modules(clip=None, clip_processor=None, clip_tokenizer=None)
     elif clip is not None or pipe.clip is None:
         folder = _clip_folder(clip or _usual_clip(device), tell)
-        pipe.register_modules(**load_clip(folder, dtype))
+        pipe.register_modules(**load_clip(folder))
         _check_clip(pipe, folder, folder)
     if eight_bit:
         quantize(pipe.prior)
@@ -271,8 +272,8 @@ def _load_folder(folder: Path, dtype: torch.dtype, device: torch.device) -> Dall
     models = {"image_tokenizer": (VQModel, WEIGHTS), "prior": (prior, WEIGHTS)}
     if class_of("clip"):
         models["clip"] = (CLIPModel, "model.safetensors")
-    shapes = [shape for name, (_, file) in models.items() for shape in _shapes(folder / name / file).values()]
-    count = sum(map(math.prod, shapes))
+    counts = {name: sum(map(math.prod, _shapes(folder / name / file).values())) for name, (_, file) in models.items()}
+    count = sum(counts.values()) + counts.get("clip", 0) * (4 // dtype.itemsize - 1)  # CLIP is in float32
     memory.check_model(str(index.get("name", folder.name)), count, dtype, device)
     parts = {name: _load_model(folder / name, cls, file, dtype) for name, (cls, file) in models.items()}
     read_json(folder / "text_tokenizer" / "tokenizer.json")  # transformers would load a folder without it, and silently
@@ -307,8 +308,8 @@ def _revision(folder: Path) -> str:
     return digest.hexdigest()[:12]
 
 
-def load_clip(folder: Path, dtype: torch.dtype) -> dict:
-    """clip, clip_processor and clip_tokenizer from a folder in transformers' layout."""
+def load_clip(folder: Path) -> dict:
+    """clip (float32), clip_processor and clip_tokenizer from a folder in transformers' layout."""
     path = folder / "model.safetensors"
     if path.is_file():
         shapes = _shapes(path)
@@ -318,7 +319,7 @@ def load_clip(folder: Path, dtype: torch.dtype) -> dict:
     config = read_json(folder / "config.json")
     _check_config(CLIPModel, config, folder / "config.json", shapes)
     try:
-        clip, found = CLIPModel.from_pretrained(folder, dtype=dtype, output_loading_info=True, weights_only=True)
+        clip, found = CLIPModel.from_pretrained(folder, dtype=torch.float32, output_loading_info=True, weights_only=True)
     except Exception as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
         raise ModelError(f"{folder}: no CLIP can be loaded from it ({reason}).") from None
@@ -386,7 +387,8 @@ def _load_model(folder: Path, cls, file: str, dtype: torch.dtype):
         try:
             with safe_open(path, "pt") as weights:  # mapped for each anew: the pages of all would count as memory in use
                 # In memory of its own: in the file it may begin anywhere, where kernels round otherwise.
-                state[key] = weights.get_tensor(key).to(dtype, copy=True)
+                exact = cls is CLIPModel or cls is VQModel and not key.startswith(("decoder.", "post_quant_conv."))
+                state[key] = weights.get_tensor(key).to(torch.float32 if exact else dtype, copy=True)
         except (SafetensorError, OSError) as error:
             raise ModelError(f"{path} cannot be read ({error}). It is damaged or incomplete: download it again.") from None
         if not torch.isfinite(state[key]).all():

@@ -37,7 +37,7 @@ def convert(source: str, out: Path, dtype: torch.dtype, clip: str | None = None,
     pipe = load(source, device="cpu", dtype=dtype, clip=clip, tell=tell, packed=False)
     known = CATALOGUE.get(source)
     licence = pipe.config.licence
-    models = {name: part for name, part in pipe.components.items() if isinstance(part, torch.nn.Module)}
+    models = {name: part.to(dtype) for name, part in pipe.components.items() if isinstance(part, torch.nn.Module)}
     rows = [
         f"| `{name}` | {type(part).__name__} | {sum(p.numel() for p in part.parameters()):,} |"
         for name, part in models.items()

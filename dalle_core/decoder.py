@@ -51,12 +51,19 @@ def quicken(model: VQModel) -> None:
 
 
 def _winograd(conv: nn.Conv2d) -> nn.Conv2d:
-    return WinogradConv(conv) if min(conv.in_channels, conv.out_channels) >= WIDE else conv
+    if min(conv.in_channels, conv.out_channels) < WIDE:
+        return conv
+    try:
+        quick = WinogradConv(conv)
+        quick(conv.weight.new_zeros(1, conv.in_channels, 32, 32))
+    except (AttributeError, RuntimeError):  # PyTorch's own operations, which not every build has
+        return conv
+    return quick
 
 
 def narrow(model: VQModel) -> None:
     """The decoder in bfloat16, if this CPU computes in it: about half the time. The embedded model's pixels are off by half a
     level of 255 or less on average; see `benchmarks.pixels` for a deeper decoder."""
-    if torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported():
+    if any(getattr(torch.cpu, name, bool)() for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported")):
         model.post_quant_conv.to(torch.bfloat16)
         model.decoder.to(torch.bfloat16)

@@ -14,7 +14,8 @@ from queue import SimpleQueue
 
 import torch
 
-from dalle_core.sampling import guide, sample
+from dalle_core.memory import is_out_of_memory
+from dalle_core.sampling import guide, in_float32, sample
 
 
 @dataclass(frozen=True)
@@ -51,8 +52,8 @@ class _Request:
                 self.step = None
         except StopIteration:
             self.fail(None)
-        except Exception as error:
-            self.fail(error)
+        except BaseException as error:
+            self.fail(_for_others(error))
 
     def leave(self) -> None:
         """Nobody reads it any more. The steps refer to it: their memory would wait for the garbage collector."""
@@ -189,9 +190,15 @@ class Engine:
         try:
             with torch.inference_mode():
                 logits = self.prior.decode(steps)
-        except Exception as error:  # out of memory, most likely: every request makes itself smaller
-            for request in requests:
-                request.fail(error)
+        except BaseException as error:
+            if len(requests) == 1 or not is_out_of_memory(error):
+                for request in requests:
+                    request.fail(_for_others(error))
+                return
+            logits = None
+        if logits is None:  # outside: the traceback would keep the memory
+            for request, step in zip(requests, steps):  # who is too large alone makes itself smaller, the others go on
+                self._pass([request], [step])
             return
         for request, rows in zip(requests, logits):
             request.turns = 0
@@ -201,10 +208,19 @@ class Engine:
 def _answer(answer: Future, work: Callable) -> None:
     try:
         result = work()
-    except Exception as error:
-        answer.set_exception(error)
+    except BaseException as error:
+        answer.set_exception(_for_others(error))
     else:
         answer.set_result(result)
+
+
+def _for_others(error: BaseException) -> Exception:
+    """The error as another thread may raise it: SystemExit and its like would end more than what was asked for."""
+    if isinstance(error, Exception):
+        return error
+    stopped = RuntimeError(f"The work was stopped ({type(error).__name__}).")
+    stopped.__cause__ = error
+    return stopped
 
 
 def on_engine(method):
@@ -235,7 +251,7 @@ def generate(
     """
     rows, length = uniforms.shape
     device = text_ids.device
-    uniforms = uniforms.to(device, torch.float32 if device.type == "mps" else torch.float64)  # MPS has no float64
+    uniforms = in_float32(uniforms).to(device) if device.type == "mps" else uniforms.to(device, torch.float64)
     guided = settings.guidance_scale != 1
     kept = [False] * length if keep is None else keep.tolist()
     forced = None if forced is None else forced.to(device)

@@ -12,7 +12,7 @@ from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from torch import nn
 
-from dalle_core.rows import ROW_MULTIPLE, attention, cached_attention, pad_rows, repeat_rows
+from dalle_core.rows import ROW_MULTIPLE, Groups, attention, cached_attention, pad_rows, repeat_rows
 
 
 class KVCache:
@@ -39,13 +39,13 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(hidden_size, 3 * hidden_size)
         self.proj = nn.Linear(hidden_size, hidden_size)
 
-    def forward(self, x, caches=()):
+    def forward(self, x, caches: Groups | None = None):
         """x [B, T, hidden]: whole sequences from position 0, or, with caches, what stands at each cache's own place.
 
         caches: (k, v [b, H, S, D], start), this layer's, for groups of rows that stand one after the other in x.
         """
         q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)  # each [B, H, T, D]
-        y = cached_attention(q, k, v, caches) if caches else attention(q, k, v, causal=True)
+        y = attention(q, k, v, causal=True) if caches is None else cached_attention(q, k, v, caches)
         return self.proj(y.transpose(1, 2).flatten(2))
 
 
@@ -59,7 +59,7 @@ class Block(nn.Module):
             nn.Linear(hidden_size, 4 * hidden_size), nn.GELU(), nn.Linear(4 * hidden_size, hidden_size)
         )
 
-    def forward(self, x, caches=()):
+    def forward(self, x, caches: Groups | None = None):
         x = x + self.attn(self.ln1(x), caches)
         return x + self.mlp(self.ln2(x))
 
@@ -137,7 +137,8 @@ class GPTPrior(ModelMixin, ConfigMixin):
 
     def _blocks(self, x, caches=()):
         for layer, block in enumerate(self.blocks):
-            x = block(x, [(cache.k[layer], cache.v[layer], start) for cache, start in caches])
+            groups = Groups([(cache.k[layer], cache.v[layer], start) for cache, start in caches]) if caches else None
+            x = block(x, groups)
         return x
 
     def _logits(self, x):

@@ -6,13 +6,14 @@ have r = 1; some work on pixels in [0, 1] (`pixel_range` in the config), and som
 (`has_encoder`): such a model draws, but cannot read pictures.
 """
 
+import io
 import math
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from diffusers import VQModel
-from PIL import Image, ImageOps
+from PIL import Image, ImageCms, ImageOps
 
 from dalle_core.errors import InputError
 
@@ -56,7 +57,8 @@ def encode(model: VQModel, pixels: torch.Tensor) -> torch.Tensor:
     if "pixel_range" in model.config:
         low, high = model.config.pixel_range
         pixels = low + (pixels + 1) * ((high - low) / 2)
-    z = model.encode(F.pixel_unshuffle(pixels.to(model.dtype), block_size(model))).latents  # [B, C, h, w]
+    dtype = next(model.encoder.parameters()).dtype  # the decoder's may be smaller
+    z = model.encode(F.pixel_unshuffle(pixels.to(dtype), block_size(model))).latents  # [B, C, h, w]
     _, _, (_, _, tokens) = model.quantize(z)
     return tokens.view(z.shape[0], *z.shape[2:])
 
@@ -91,7 +93,12 @@ def _decode(model: VQModel, tokens: torch.Tensor, twice: bool) -> torch.Tensor:
 
 
 def flat(image: Image.Image) -> Image.Image:
-    """Any PIL image as RGB: upright (EXIF), transparency on white, the first frame."""
+    """Any PIL image as RGB: upright (EXIF), in sRGB, transparency on white, the first frame.
+
+    Raises OSError when the picture's data is damaged or cut off.
+    """
+    image.load()
+    profile = image.info.get("icc_profile")
     try:
         image = ImageOps.exif_transpose(image)
     except Exception:  # of any kind, when the EXIF data is damaged; the picture itself is not
@@ -100,12 +107,34 @@ def flat(image: Image.Image) -> Image.Image:
         array = np.asarray(image, dtype=np.float64)
         white = 65535 if image.mode.startswith("I;16") else max(array.max(), 1)
         image = Image.fromarray((array / white * 255).astype(np.uint8))
+    if profile:
+        image = _in_srgb(image, profile)
     if image.mode == "RGB":
         return image
     image = image.convert("RGBA")
     white = Image.new("RGBA", image.size, "white")
     white.alpha_composite(image)
     return white.convert("RGB")
+
+
+def _in_srgb(image: Image.Image, profile: bytes) -> Image.Image:
+    """The picture's colours as its embedded profile means them, in RGB or RGBA. A profile that is damaged, or another kind of
+    picture's, is left out of account."""
+    try:
+        source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        mode = {"RGB": "RGB", "GRAY": "L", "CMYK": "CMYK"}[source.profile.xcolor_space.strip()]
+        kind = {"1": "L", "L": "L", "LA": "L", "La": "L", "CMYK": "CMYK"}.get(image.mode, "RGB")
+        if (kind, mode) not in (("L", "L"), ("L", "RGB"), ("RGB", "RGB"), ("CMYK", "CMYK")):
+            return image
+        alpha = image.convert("RGBA").getchannel("A") if image.has_transparency_data else None
+        colours = image.convert("RGBA").convert(mode) if alpha else image.convert(mode)
+        result = ImageCms.profileToProfile(colours, source, ImageCms.createProfile("sRGB"), outputMode="RGB")
+    except (ImageCms.PyCMSError, ImportError, KeyError, OSError, TypeError, ValueError):
+        return image
+    del result.info["icc_profile"]  # or the next one who asks would convert it again
+    if alpha:
+        result.putalpha(alpha)
+    return result
 
 
 def to_pixels(images: list[Image.Image]) -> torch.Tensor:

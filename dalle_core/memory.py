@@ -3,6 +3,9 @@
 import ctypes
 import shutil
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
@@ -16,8 +19,9 @@ CGROUP = Path("/sys/fs/cgroup")  # a container's own limit, which the machine's 
 
 def free_bytes(device: torch.device) -> int:
     """Memory that can still be taken on the device."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
+    if device.type == "cuda":  # what PyTorch keeps for the next tensors is free, too
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + kept
     free = psutil.virtual_memory().available
     try:
         limit = int((CGROUP / "memory.max").read_text(encoding="utf-8"))
@@ -118,4 +122,34 @@ def candidate_bytes(config, itemsize: int, prompts: int) -> int:
 
 def chunk_that_fits(config, itemsize: int, prompts: int, device: torch.device, most: int) -> int:
     """How many candidates can be drawn together: `most`, or what the free memory holds, at least one."""
-    return max(1, min(most, int(free_bytes(device) * RESERVE / 2 // candidate_bytes(config, itemsize, prompts))))
+    return _chunk(free_bytes(device), candidate_bytes(config, itemsize, prompts), most)
+
+
+def _chunk(free: int, size: int, most: int) -> int:
+    return max(1, min(most, int(free * RESERVE / 2 // size)))
+
+
+class Shares:
+    """What is free, divided among drawings that go on at once: each plans with what those before it leave."""
+
+    def __init__(self):
+        self._lock = threading.Lock()
+        self._planned = 0  # bytes, by those that go on
+        self._free = 0  # bytes that were free when nobody drew
+
+    @contextmanager
+    def chunk(self, config, itemsize: int, prompts: int, device: torch.device, most: int) -> Iterator[int]:
+        """As `chunk_that_fits`, for as long as this is held."""
+        size = candidate_bytes(config, itemsize, prompts)
+        with self._lock:
+            free = free_bytes(device)
+            if not self._planned:
+                self._free = free
+            # Of what the others plan, some is taken already and no longer free.
+            count = _chunk(min(free, self._free - self._planned), size, most)
+            self._planned += count * size
+        try:
+            yield count
+        finally:
+            with self._lock:
+                self._planned -= count * size

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from dalle_core.errors import ModelError
-from dalle_core.memory import give_back
+from dalle_core.memory import give_back, is_out_of_memory
 from dalle_core.rows import FEW_ROWS
 
 TYPICAL_ROWS = 32  # what the layout is chosen for; any number of rows is right
@@ -48,9 +48,14 @@ def pack(model: nn.Module) -> None:
     dtype = next(iter(shapes.values())).weight.dtype
     if not torch.backends.mkldnn.is_available() or dtype not in (torch.float32, torch.bfloat16):
         return
-    if dtype == torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
-        return
-    if not all(_rows_are_apart(PackedLinear(linear)) for linear in shapes.values()):
+    try:
+        if dtype == torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+            return
+        if not all(_rows_are_apart(PackedLinear(linear)) for linear in shapes.values()):
+            return
+    except (AttributeError, RuntimeError) as error:  # PyTorch's own operations, which not every build has
+        if isinstance(error, RuntimeError) and is_out_of_memory(error):
+            raise
         return
     del shapes  # from here on each plain copy is freed when its packed one is there, and leaves its place to the next
     for module in [module for module in model.modules() if not isinstance(module, nn.Linear)]:

@@ -24,6 +24,7 @@ from dalle_core.sampling import candidate_uniforms
 from dalle_core.text_normalizer import NORMALIZERS
 from dalle_core.text_tokenizer import encode_prompts, fit_prompt
 
+LABELS = 32  # that CLIP reads at a time
 NOT_DRAWN = 0.86  # light grey in [-1, 1]: cells of a preview whose token is not drawn yet
 
 
@@ -108,6 +109,7 @@ class DallePipeline(DiffusionPipeline):
             licence=licence, labels=list(labels or []),
         )  # fmt: skip
         self.engine = Engine(prior)
+        self._memory = memory.Shares()
         self.chunk_size: int | None = None  # candidates sampled at a time; None: what fits, up to 64
         self.max_candidates = 64
         self.revision = ""  # which weights these are, among all of this name; `load` says it
@@ -117,6 +119,18 @@ class DallePipeline(DiffusionPipeline):
         if is_quantized(self.prior):
             raise ModelError("int8 weights are not saved: load the model in float32 or bfloat16 to save it.")
         super().save_pretrained(*args, **kwargs)
+
+    def to(self, *args, **kwargs) -> "DallePipeline":
+        """As diffusers' own, but dtype is that of the prior and of the image tokenizer's decoder: CLIP and what reads pictures
+        stay in float32, for a nearest code and a rank are a matter of the third digit."""
+        dtypes = [value for value in (*args, kwargs.pop("dtype", None)) if isinstance(value, torch.dtype)]
+        args = [value for value in args if not isinstance(value, torch.dtype)]
+        if args or kwargs:
+            super().to(*args, **kwargs)
+        for dtype in dtypes:
+            for part in (self.prior, self.image_tokenizer.decoder, self.image_tokenizer.post_quant_conv):
+                part.to(dtype)
+        return self
 
     def check_config(self) -> None:
         """Raises InputError naming what in `model_index.json` cannot be."""
@@ -165,17 +179,20 @@ class DallePipeline(DiffusionPipeline):
         """(what the model reads of a prompt, what does not fit its text length)."""
         return fit_prompt(self.text_tokenizer, prompt, self.prior.config.text_length, self.config.text_normalizer)
 
-    def square(self, image: Image.Image) -> Image.Image:
-        """What the model sees of a picture: a centred square in its own size, RGB."""
-        return ImageOps.fit(images.flat(image), (self.image_size, self.image_size), Image.Resampling.LANCZOS)
-
-    @on_engine
     def encode(self, image: Image.Image) -> torch.Tensor:
         """A picture -> its tokens [grid, grid], by the image tokenizer; cropped to a centred square and resized.
 
         Raises InputError when the image tokenizer came without its encoder.
         """
-        pixels = images.to_pixels([self.square(image)]).to(self.image_tokenizer.device)
+        return self._encode(self.square(image))
+
+    def square(self, image: Image.Image) -> Image.Image:
+        """What the model sees of a picture: a centred square in its own size, RGB."""
+        return ImageOps.fit(images.flat(image), (self.image_size, self.image_size), Image.Resampling.LANCZOS)
+
+    @on_engine
+    def _encode(self, square: Image.Image) -> torch.Tensor:
+        pixels = images.to_pixels([square]).to(self.image_tokenizer.device)
         return images.encode(self.image_tokenizer, pixels)[0].cpu()
 
     def decode(self, tokens: torch.Tensor) -> Image.Image:
@@ -195,24 +212,21 @@ class DallePipeline(DiffusionPipeline):
         start = half * (side // self.grid_size)
         return images.to_images(pixels[..., start : start + side, start : start + side])[0]
 
-    @on_engine
-    @torch.inference_mode()
     def log_likelihood(self, tokens: torch.Tensor, prompts: list[str]) -> list[float]:
         """log p(tokens | prompt) of each prompt, in nats a token: how well the prior finds that the picture fits."""
-        tokens = token_grid(tokens, self.limits).flatten().to(self.prior.device)
-        results = []
-        for start in range(0, len(prompts), 8):
-            text_ids = encode_prompts(
-                self.text_tokenizer, prompts[start : start + 8], self.prior.config.text_length,
-                self.config.text_normalizer,
-            ).to(self.prior.device)  # fmt: skip
-            rows = tokens.expand(len(text_ids), -1)
-            logits = self.prior(text_ids, rows[:, :-1]).float()
-            loss = F.cross_entropy(logits.flatten(0, 1), rows.flatten(), reduction="none")
-            results += (-loss.view_as(rows).mean(1)).tolist()
-        return results
+        tokens = token_grid(tokens, self.limits).flatten()
+        parts = [self._log_likelihoods(tokens, prompts[i : i + 8]) for i in range(0, len(prompts), 8)]
+        return [value for part in parts for value in part]
 
-    @on_engine
+    @on_engine  # a few at a time: others' tokens are drawn in between
+    @torch.inference_mode()
+    def _log_likelihoods(self, tokens: torch.Tensor, prompts: list[str]) -> list[float]:
+        text_ids = encode_prompts(self.text_tokenizer, prompts, self.prior.config.text_length, self.config.text_normalizer)
+        text_ids, rows = text_ids.to(self.prior.device), tokens.to(self.prior.device).expand(len(text_ids), -1)
+        logits = self.prior(text_ids, rows[:, :-1]).float()
+        loss = F.cross_entropy(logits.flatten(0, 1), rows.flatten(), reduction="none")
+        return (-loss.view_as(rows).mean(1)).tolist()
+
     def recognise(self, image: Image.Image, labels: list[str] | None = None, deep: int = 12) -> list["Label"]:
         """What a picture shows, most likely first by CLIP: each label's CLIP cosine and probability and, for the first
         `deep` (if the image tokenizer can read pictures), the prior's log-likelihood of the picture given the label.
@@ -224,19 +238,27 @@ class DallePipeline(DiffusionPipeline):
             raise InputError("Name some labels, one a line: what could the picture show?")
         if self.clip is None:
             raise InputError("This model was loaded without CLIP, which is what recognises.")
-        tokenizer = self.clip_tokenizer or self.text_tokenizer
-        picture = clip_rerank.image_embeddings(self.clip, self.clip_processor, [self.square(image)])
-        texts = torch.cat([
-            clip_rerank.text_embeddings(self.clip, tokenizer, labels[i : i + 64]) for i in range(0, len(labels), 64)
-        ])  # fmt: skip
-        cosines = (texts @ picture[0]).cpu()
-        shares = (cosines * self.clip.logit_scale.exp().float().cpu()).softmax(0)
+        square = self.square(image)
+        picture = self._embedding(square)
+        cosines = torch.cat([self._cosines(picture, labels[i : i + LABELS]) for i in range(0, len(labels), LABELS)])
+        shares = (cosines * self.clip.logit_scale.detach().exp().float().cpu()).softmax(0)
         order = cosines.argsort(descending=True).tolist()
         likelihoods = {}
         if deep and images.has_encoder(self.image_tokenizer):
             first = [labels[i] for i in order[:deep]]
-            likelihoods = dict(zip(first, self.log_likelihood(self.encode(image), first)))
+            likelihoods = dict(zip(first, self.log_likelihood(self._encode(square), first)))
         return [Label(labels[i], cosines[i].item(), shares[i].item(), likelihoods.get(labels[i])) for i in order]
+
+    @on_engine
+    def _embedding(self, square: Image.Image) -> torch.Tensor:
+        return clip_rerank.image_embeddings(self.clip, self.clip_processor, [square])[0]
+
+    @on_engine  # a few at a time: others' tokens are drawn in between
+    @torch.inference_mode()
+    def _cosines(self, picture: torch.Tensor, labels: list[str]) -> torch.Tensor:
+        """picture [D] -> CLIP's cosines with the labels [B], on the CPU."""
+        tokenizer = self.clip_tokenizer or self.text_tokenizer
+        return (clip_rerank.text_embeddings(self.clip, tokenizer, labels) @ picture).cpu()
 
     def candidates_that_fit(self, guided: bool = True) -> int:
         """How many candidates can be drawn together in the memory that is free, at most `max_candidates`."""
@@ -294,6 +316,13 @@ class DallePipeline(DiffusionPipeline):
         return self._stream(generation, negative, settings, forced, keep, preview_every, rerank)
 
     def _stream(self, generation, negative, settings, forced, keep, preview_every, rerank) -> Iterator[Step]:
+        config, prompts = self.prior.config, 1 if settings.guidance_scale == 1 else 2
+        most = min(self.chunk_size or self.max_candidates, generation.settings["num_candidates"])
+        with self._memory.chunk(config, self.prior.dtype.itemsize, prompts, self.prior.device, most) as chunk:
+            chunk = most if self.chunk_size else chunk
+            yield from self._chunks(generation, negative, settings, forced, keep, preview_every, rerank, chunk)
+
+    def _chunks(self, generation, negative, settings, forced, keep, preview_every, rerank, chunk) -> Iterator[Step]:
         count, length = generation.settings["num_candidates"], self.prior.config.image_length
         device = self.prior.device
         text_ids, null_ids = (
@@ -304,7 +333,6 @@ class DallePipeline(DiffusionPipeline):
         )
         finished = torch.empty(0, length, dtype=torch.long)  # tokens, on the CPU
         shown: list[Image.Image] = []  # of the finished ones
-        chunk = min(self.chunk_size or self.candidates_that_fit(guided=settings.guidance_scale != 1), count)
         while len(finished) < count:
             rows = range(len(finished), min(len(finished) + chunk, count))
             uniforms = torch.stack([candidate_uniforms(generation.seed, i, length) for i in rows])

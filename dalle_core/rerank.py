@@ -13,7 +13,7 @@ def image_embeddings(clip: CLIPModel, clip_processor, images: list[Image.Image])
     """Pictures -> unit vectors [B, D]."""
     pixels = clip_processor(images=images, return_tensors="pt")["pixel_values"].to(clip.device, clip.dtype)
     vision = clip.vision_model(pixel_values=pixels)
-    return F.normalize(clip.visual_projection(vision.pooler_output), dim=-1).float()
+    return F.normalize(clip.visual_projection(vision.pooler_output).float(), dim=-1)
 
 
 @torch.inference_mode()
@@ -22,7 +22,7 @@ def text_embeddings(clip: CLIPModel, tokenizer, texts: list[str]) -> torch.Tenso
     ids = encode_prompts(tokenizer, texts, clip.config.text_config.max_position_embeddings).to(clip.device)
     # No mask: the padding stands after the end mark, which is what is read, and attention is causal.
     text = clip.text_model(input_ids=ids)
-    return F.normalize(clip.text_projection(text.pooler_output), dim=-1).float()
+    return F.normalize(clip.text_projection(text.pooler_output).float(), dim=-1)
 
 
 def scores(clip: CLIPModel, clip_processor, tokenizer, prompt: str, images: list[Image.Image]) -> list[float]:

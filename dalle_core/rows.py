@@ -5,6 +5,8 @@ multiples of ROW_MULTIPLE every row's result is the same whatever stands in the 
 packed and 8-bit layers (`packed.py`, `int8.py`) keep rows apart from FEW_ROWS on.
 """
 
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 
@@ -40,14 +42,23 @@ def attention(
     return _products(q * q.shape[-1] ** -0.5, k, v, mask, causal)
 
 
-def cached_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, caches: list[tuple]) -> torch.Tensor:
+@dataclass(eq=False)
+class Groups:
+    """What a layer hands on to attention for each request of a pass. Compiled layers do not look inside: there would be
+    another graph for every number of requests, and for each that has a single row."""
+
+    parts: list[tuple]
+
+
+@torch.compiler.disable
+def cached_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, caches: Groups) -> torch.Tensor:
     """Attention of new positions, q, k, v [B, H, T, D], to those before them. caches: (k, v [b, H, S, D], start) for
     groups of rows that stand one after the other; k and v are stored there from position `start` on. Rows that fill the
     batch up get zeros."""
     on_cpu, causal = q.device.type == "cpu", q.shape[2] > 1  # a single query sees all that is cached; several start at 0
     queries = q * q.shape[-1] ** -0.5 if on_cpu else q
     groups, row = [], 0
-    for cached_k, cached_v, start in caches:
+    for cached_k, cached_v, start in caches.parts:
         rows, end = slice(row, row + len(cached_k)), start + q.shape[2]
         cached_k[:, :, start:end] = k[rows]
         cached_v[:, :, start:end] = v[rows]

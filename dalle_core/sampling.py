@@ -3,6 +3,7 @@
 import numpy as np
 import torch
 
+COLDEST = 1e-20  # a temperature at which only the most likely token is left, and logits divided by it are finite
 LIKELY = 1024  # the most likely tokens, among which top-p first looks for the mass that it keeps
 
 
@@ -15,8 +16,15 @@ def candidate_uniforms(seed: int, index: int, length: int) -> torch.Tensor:
     return torch.from_numpy(np.random.Generator(np.random.PCG64(sequence)).random(length))
 
 
+def in_float32(uniforms: torch.Tensor) -> torch.Tensor:
+    """For devices without float64. Below 1, to which the nearest number may be rounded: there is no token there."""
+    return uniforms.float().clamp(max=1 - 2**-23)
+
+
 def guide(cond: torch.Tensor, uncond: torch.Tensor, scale: float) -> torch.Tensor:
     """Classifier-free guidance on logits (Ho and Salimans 2022; min-dalle's supercondition): away from `uncond`."""
+    if cond.dtype == torch.float16:  # whose largest number is 65,504
+        cond, uncond = cond.float(), uncond.float()
     return uncond + scale * (cond - uncond)
 
 
@@ -51,14 +59,19 @@ def _most_likely(probabilities: torch.Tensor, p: float) -> torch.Tensor:
 def sample(
     logits: torch.Tensor, uniforms: torch.Tensor, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0
 ) -> torch.Tensor:
-    """Tokens [B], by the inverse of the cumulative distribution at `uniforms` [B], in their dtype. Temperature 0 is
-    greedy."""
+    """Tokens [B], by the inverse of the cumulative distribution at `uniforms` [B], float64, or float32 from `in_float32`.
+    Temperature 0 is greedy, and any below COLDEST all but that.
+
+    On a CPU all is computed in their dtype. Elsewhere the probabilities are in float32, which GPUs are quick at; sums of
+    thousands of them are not.
+    """
     if temperature == 0 or top_k == 1:
         return logits.argmax(dim=-1)
     ids = top_k_ids(logits, top_k) if 0 < top_k < logits.shape[-1] else None
     if ids is not None:  # from here on k numbers a row, not the whole vocabulary
         logits = logits.gather(-1, ids)
-    cumulative = keep_top_p(logits.to(uniforms.dtype) / temperature, top_p).softmax(dim=-1).cumsum(dim=-1)  # [B, V or k]
+    logits = logits.to(uniforms.dtype if logits.device.type == "cpu" else torch.float32) / max(temperature, COLDEST)
+    cumulative = keep_top_p(logits, top_p).softmax(dim=-1).cumsum(dim=-1, dtype=uniforms.dtype)  # [B, V or k]
     # Scaled by the last value, which is 1 up to rounding: the result is always a token of some probability.
     target = uniforms[:, None] * cumulative[:, -1:]
     chosen = torch.searchsorted(cumulative, target, right=True).clamp(max=logits.shape[-1] - 1)

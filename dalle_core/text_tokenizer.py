@@ -83,6 +83,16 @@ def fit_prompt(
 
 
 def _ids(tokenizer, prompts: list[str], normalizer: str | None) -> list[list[int]]:
+    """The marks that the tokenizer adds are the only ones: "[EOS]" in a prompt is read as the characters that it is."""
     if normalizer is not None:
         prompts = [NORMALIZERS[normalizer](prompt) if prompt else prompt for prompt in prompts]
-    return tokenizer(prompts)["input_ids"]
+    # Always the same setting: it stays in the tokenizer, which threads share.
+    encoded = tokenizer(prompts, split_special_tokens=True, return_special_tokens_mask=True)
+    # A vocabulary of whole words has its marks among them.
+    marks = {tokenizer.pad_token_id, tokenizer.bos_token_id, tokenizer.eos_token_id}
+    unknown = [] if tokenizer.unk_token_id in marks | {None} else [tokenizer.unk_token_id]
+    rows = []
+    for ids, added in zip(encoded["input_ids"], encoded["special_tokens_mask"]):
+        parts = [[id] if mark or id not in marks else unknown for id, mark in zip(ids, added)]
+        rows.append([id for part in parts for id in part])
+    return rows

@@ -4,6 +4,8 @@ import os
 from pathlib import Path
 
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read at gradio's import: no look-ups at start-up
+os.environ.setdefault("GRADIO_ANALYTICS_CACHE_FREQUENCY", str(10**9))  # else each refusal sums up all events, in pandas
+os.environ.setdefault("GRADIO_ANALYTICS_MAX_EVENTS", "100")
 os.environ.setdefault("FORWARDED_ALLOW_IPS", "")  # read at the launch: `demo.public` says which proxies are trusted
 
 import gradio as gr  # noqa: E402
@@ -56,9 +58,9 @@ def create_demo(studio: Studio, together: int = 4) -> gr.Blocks:
                 dataset.build(studio, together)
             with gr.Tab("Model", id="model") as tab:
                 model.build(studio, tab)
-        create.chosen.complete.click(
+        create.grid.chosen.complete.click(
             lambda chosen, text: (chosen.path if chosen else None, text, gr.Tabs(selected="complete")),
-            [create.chosen.picture, create.controls.prompt], [picture, words, tabs],
+            [create.grid.chosen.picture, create.controls.prompt], [picture, words, tabs],
             api_visibility="private", show_progress="hidden",
         ).then(**opening)  # fmt: skip
         # A picture may be dropped on any tab; what it restores is on the first.
@@ -85,4 +87,5 @@ def launch_options(studio: Studio, public: bool = False, proxies: int = 0, login
         "pwa": True,
         "app_kwargs": {"middleware": [Middleware(Bounds, budgets=studio.budgets, proxies=proxies)]},
         "mcp_server": not login,
+        "_frontend": False,  # else Gradio gives up when its own page does not answer within 3 seconds, as on a busy machine
     }

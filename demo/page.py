@@ -24,6 +24,9 @@ class Page(gr.Blocks):
     def __exit__(self, *raised):
         super().__exit__(*raised)
         self.store.spare(path for block in self.blocks.values() for path in block.keep_in_cache)  # icons
+        for block in self.blocks.values():
+            if getattr(block, "choices", None):
+                name_choices(block)
 
     async def preprocess_data(self, block_fn, inputs, state, explicit_call=False):
         try:
@@ -32,8 +35,8 @@ class Page(gr.Blocks):
             return await super().preprocess_data(block_fn, inputs, state, explicit_call)
         except InputError as error:
             raise sentence(str(error)) from None
-        except gr.Error as error:
-            raise sentence(error.message) from None
+        except gr.Error as error:  # a component's; Gradio's own print what they say
+            raise sentence(MISUSED) if error.print_exception else error from None
         except Exception:
             log.info("a request was refused", exc_info=True)
             raise sentence(MISUSED) from None
@@ -52,6 +55,20 @@ class Page(gr.Blocks):
 
 def sentence(text: str) -> gr.Error:
     return gr.Error(text, duration=10, print_exception=False)
+
+
+def name_choices(component: gr.Radio | gr.Dropdown) -> None:
+    """Makes it say what may be chosen, to a program that sends something else; Gradio's own words are Python's."""
+    check = component.preprocess
+
+    def preprocess(value):
+        try:
+            return check(value)
+        except (gr.Error, TypeError):
+            choices = ", ".join(str(choice) for _, choice in component.choices)
+            raise sentence(f"{component.label} is {str(value)[:40]!r}; it must be one of: {choices}.") from None
+
+    component.preprocess = preprocess
 
 
 def refuse_foreign_files(value, folder: str, links: bool = False) -> None:

@@ -53,7 +53,7 @@ def started(folder, model, port, flags=(), **environment):
 
 def test_help_explains_every_argument_without_loading_torch():
     out = run("--help", PYTHONPROFILEIMPORTTIME="1")
-    for name in ("--model", "--host", "--port", "--device", "--dtype", "--share", "--public", "DALLE_USER", "DALLE_PASSWORD"):
+    for name in ("--model", "--host", "--port", "--device", "--dtype", "--share", "--public", "--proxies", "DALLE_USER", "DALLE_PASSWORD", "MCP"):
         assert name in out.stdout
     assert out.returncode == 0 and " torch" not in out.stderr
 
@@ -94,6 +94,7 @@ def test_a_busy_port_is_one_line(busy_port):
         (("--device", "tpu0"), {}, "tpu0"),
         (("--port", "70000"), {}, "70000"),
         (("--port", "http"), {}, "http"),
+        (("--proxies", "-1"), {}, "--proxies"),
         (("--dtype", "float8"), {}, "float8"),
         (("--compile", "--device", "cpu"), {}, "--compile"),
         (("--model", "x" * 5000), {}, "There is no model"),

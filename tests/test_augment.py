@@ -8,21 +8,18 @@ import signal
 import subprocess
 import sys
 import time
-import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
-from gradio_client import Client, handle_file
-from gradio_client.exceptions import AppError
+import torch
 from PIL import Image
 
 from dalle_core import InputError, augment
 from dalle_core.__main__ import main
 from dalle_core.augment import Row, archive, read_prompts, rows_of
 from dalle_core.training.data import ImageFolder, open_dataset
-from demo import Models, create_demo, launch_options
-from demo.augment import asked_for
+from demo.tabs.dataset import asked_for
 
 ROOT = Path(__file__).parent.parent
 ROWS = [Row("a red fox", 3), Row("two apples", 2), Row("a red fox", 3)]
@@ -374,77 +371,3 @@ def test_sample_command(saved, tiny_pipeline, tmp_path, capsys):
         with pytest.raises(SystemExit):
             main([*arguments, *wrong])
         assert message in capsys.readouterr().err
-
-
-# ---------------------------------------------------------------- the page's endpoint
-
-
-@pytest.fixture(scope="module")
-def client(tiny_pipeline, tmp_path_factory):
-    patch = pytest.MonkeyPatch()
-    patch.setenv("GRADIO_TEMP_DIR", str(tmp_path_factory.mktemp("gradio")))
-    demo = create_demo(Models(tiny_pipeline, "tiny"))
-    _, url, _ = demo.launch(prevent_thread_lock=True, quiet=True, **launch_options())
-    yield Client(url, verbose=False, download_files=str(tmp_path_factory.mktemp("downloads")))
-    demo.close()
-    patch.undo()
-
-
-def ask(client, **changes):
-    arguments = dict(prompts="a red fox\ntwo apples", file=None, count=3, threshold="", seed="7") | changes
-    return client.submit(**arguments, api_name="/augment").result(timeout=60)
-
-
-def test_the_endpoint_draws_the_data_set_that_the_core_draws(client, tiny_pipeline, tmp_path):
-    (tmp_path / "a.csv").write_text("prompt,count\n=1+1 fox <b>,2\n", encoding="utf-8")
-    _, line, zipped = ask(client, file=handle_file(str(tmp_path / "a.csv")))
-    assert "8 pictures drawn, 8 kept, 0 rejected, seed 7" in line
-    run(tiny_pipeline, tmp_path / "out", [Row("a red fox", 3), Row("two apples", 3), Row("=1+1 fox <b>", 2)], threshold=None)
-    with zipfile.ZipFile(zipped["value"] if isinstance(zipped, dict) else zipped) as zip_:
-        found = {name: zip_.read(name) for name in zip_.namelist()}
-        zip_.extractall(tmp_path / "unpacked")
-    expected = contents(tmp_path / "out")
-    del expected[".augment.json"]
-    assert found == expected and len(ImageFolder(tmp_path / "unpacked", 32)) == 8
-
-
-def test_people_who_augment_at_once_each_get_their_own(client):
-    arguments = dict(prompts="a red fox", file=None, count=3, threshold="", api_name="/augment")
-    jobs = [client.submit(**arguments, seed=str(seed)) for seed in range(3)]
-    for seed, job in enumerate(jobs):
-        assert f"3 kept, 0 rejected, seed {seed}" in job.result(timeout=60)[1]
-
-
-@pytest.mark.parametrize(
-    "changes, message",
-    [
-        ({"prompts": " \n "}, "There are no prompts"), ({"prompts": "Ж"}, "none of the characters"), ({"seed": "x"}, "'x'"),
-        ({"prompts": "a fox\n" * 201, "count": 1}, "python -m dalle_core augment"), ({"count": 0}, "0"),
-        ({"prompts": "a fox\n" * 11, "count": 100}, "1,100"), ({"prompts": "a" * 3000}, "3,000"),
-        ({"threshold": "3"}, "from -1 to 1"), ({"threshold": "x"}, "'x'"), ({"threshold": "nan"}, "nan"),
-        ({"file": b"text\na fox"}, "no column"), ({"file": b"prompt\n\x00"}, "zero byte"),
-    ],
-)  # fmt: skip
-def test_bad_input_gets_a_sentence(client, tmp_path, changes, message):
-    if "file" in changes:
-        (tmp_path / "a.csv").write_bytes(changes["file"])
-        changes = {"file": handle_file(str(tmp_path / "a.csv"))}
-    with pytest.raises(AppError, match=re.escape(message)) as error:
-        ask(client, **changes)
-    assert "Traceback" not in str(error.value)
-
-
-def test_a_full_disk_is_said_without_the_servers_folders(client, monkeypatch):
-    def full(path, content):
-        raise OSError(errno.ENOSPC, "No space left on device", str(path))
-
-    with monkeypatch.context() as patch, pytest.raises(AppError, match="could not save the pictures: No space left") as error:
-        patch.setattr(augment, "_append", full)
-        ask(client)
-    assert "/" not in str(error.value)
-
-
-def test_none_that_fits_is_said(client):
-    _, line, zipped = ask(client, threshold="1")
-    assert "0 kept, 6 rejected" in line and "lower it" in line
-    assert not (zipped or {}).get("value") if isinstance(zipped, dict) else not zipped

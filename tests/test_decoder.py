@@ -106,3 +106,19 @@ def test_bfloat16_is_off_by_less_than_a_level(embedded):
     levels = [np.asarray(images.decode(model, tokens)) * 127.5 for model in (plain, quick, small)]
     assert np.abs(levels[1] - levels[0]).max() < 0.01
     assert np.abs(levels[2] - levels[0]).mean() < 0.5
+
+
+@packs_convolutions
+@pytest.mark.parametrize("missing", ["_reorder_convolution_weight", "_convolution_pointwise"])
+def test_convolutions_stay_plain_where_pytorch_has_no_such_operation(monkeypatch, missing):
+    def refuse(*args):
+        raise NotImplementedError(f"There were no kernels for mkldnn::{missing}")
+
+    monkeypatch.setattr(torch.ops.mkldnn, missing, refuse)
+    monkeypatch.delattr(torch.cpu, "_is_avx512_bf16_supported")
+    sizes = dict(block_out_channels=[WIDE, WIDE, 32], down_block_types=["DownEncoderBlock2D"] * 3)
+    model = VQModel(**sizes, up_block_types=["UpDecoderBlock2D"] * 3, latent_channels=8, num_vq_embeddings=64).eval()
+    narrow(deepcopy(model))
+    quicken(model)
+    assert not any(isinstance(module, WinogradConv) for module in model.modules())
+    assert images.decode(model, torch.zeros(1, 8, 8, dtype=torch.long)).isfinite().all()

@@ -152,77 +152,6 @@ def test_what_is_known_of_a_model_is_shown(tiny_pipeline):
     tiny_pipeline.register_to_config(licence="unknown")
 
 
-# ---------------------------------------------------------------- pictures that people hand in
-
-
-@pytest.fixture
-def odd_pictures(tmp_path):
-    """File name -> what is wrong with it."""
-    text_bomb = PngImagePlugin.PngInfo()
-    text_bomb.add_text("dalle", "x" * 10**7, zip=True)
-    # Upside down, and a resolution that is text, at which Pillow trips.
-    damaged_exif = b"Exif\0\0MM\0*\0\0\0\x08\0\x02\x01\x12\0\x03\0\0\0\x01\0\x03\0\0\x01\x1a\0\x02\0\0\0\x01a\0\0\0\0\0\0\0"
-    rgb = Image.effect_noise((80, 60), 60).convert("RGB")
-    made = {
-        "fine.png": lambda p: rgb.save(p), "palette.png": lambda p: rgb.convert("P").save(p),
-        "cmyk.jpg": lambda p: rgb.convert("CMYK").save(p), "alpha.png": lambda p: rgb.convert("RGBA").save(p),
-        "sixteen.png": lambda p: Image.fromarray((np.arange(4800).reshape(60, 80) * 13).astype(np.uint16)).save(p),
-        "moving.gif": lambda p: rgb.save(p, save_all=True, append_images=[rgb.rotate(90)]),
-        "text.png": lambda p: p.write_bytes(b"not a picture"), "svg.png": lambda p: p.write_bytes(b"<svg></svg>"),
-        "cut.png": lambda p: (rgb.save(p), p.write_bytes(p.read_bytes()[:600])),
-        "empty.png": lambda p: p.write_bytes(b""),
-        "large.png": lambda p: Image.new("1", (10_000, 10_000)).save(p),
-        "bomb.png": lambda p: Image.new("1", (20_000, 10_000)).save(p),
-        "words.png": lambda p: rgb.save(p, pnginfo=text_bomb),
-        "odd-exif.jpg": lambda p: rgb.save(p, exif=damaged_exif),
-    }  # fmt: skip
-    for name, write in made.items():
-        write(tmp_path / name)
-    return tmp_path
-
-
-@pytest.mark.parametrize(
-    "name", ["fine.png", "palette.png", "cmyk.jpg", "alpha.png", "sixteen.png", "moving.gif", "odd-exif.jpg"]
-)
-def test_unusual_pictures_are_read(odd_pictures, tiny_pipeline, name):
-    tokens = tiny_pipeline.encode(uploads.open_picture(str(odd_pictures / name)))
-    assert tokens.shape == (4, 4) and tiny_pipeline.decode(tokens).size == (64, 64)
-
-
-@pytest.mark.parametrize("name", ["text.png", "svg.png", "cut.png", "empty.png", "words.png"])
-def test_what_is_no_picture_is_refused_in_a_sentence(odd_pictures, name):
-    with pytest.raises(InputError, match=name):
-        uploads.open_picture(str(odd_pictures / name))
-
-
-@pytest.mark.parametrize("name", ["large.png", "bomb.png"])
-def test_a_picture_of_too_many_pixels_is_refused_before_it_is_unpacked(odd_pictures, name, monkeypatch):
-    monkeypatch.setattr(Image.Image, "load", lambda self: pytest.fail("it was unpacked"))
-    with pytest.raises(InputError, match=f"{name} is too large: up to 40 million pixels"):
-        uploads.open_picture(str(odd_pictures / name))
-
-
-@pytest.mark.parametrize("kind", ["JPEG", "MPO", "PNG", "WEBP"])
-def test_a_phone_s_photo_comes_upright(tiny_pipeline, tmp_path, kind):
-    upright = Image.new("RGB", (64, 64), (220, 30, 30))
-    upright.paste((30, 30, 220), (0, 32, 64, 64))
-    exif = Image.Exif()
-    exif[ExifTags.Base.Orientation] = 6  # stored lying on its side
-    more = {"save_all": True, "append_images": [upright]} if kind == "MPO" else {}
-    upright.transpose(Image.Transpose.ROTATE_90).save(tmp_path / "photo", kind, exif=exif, **more)
-    seen = np.array(tokens.square(tiny_pipeline, uploads.open_picture(str(tmp_path / "photo")))).astype(int)
-    assert abs(seen[:28] - (220, 30, 30)).mean() < 10 and abs(seen[36:] - (30, 30, 220)).mean() < 10
-
-
-def test_deep_and_printed_colours_come_right(tmp_path, tiny_pipeline):
-    grey = np.full((64, 64), 100, np.uint16)
-    Image.fromarray(grey * 257).save(tmp_path / "sixteen.png")
-    Image.new("RGB", (64, 64), (220, 30, 30)).convert("CMYK").save(tmp_path / "cmyk.jpg")
-    for name, colour in (("sixteen.png", (100, 100, 100)), ("cmyk.jpg", (220, 30, 30))):
-        seen = np.array(tokens.square(tiny_pipeline, uploads.open_picture(str(tmp_path / name)))).astype(int)
-        assert abs(seen - colour).max() <= 2, name
-
-
 @pytest.fixture(scope="module")
 def drawn(tiny_pipeline):
     return tiny_pipeline("a red fox", num_candidates=2, seed=5, guidance_scale=2.0)
@@ -296,55 +225,6 @@ def test_a_picture_of_another_origin_carries_no_recipe(drawn, tiny_pipeline, tmp
     drawn.candidates[0].image.save(tmp_path / "plain.png")
     with pytest.raises(InputError, match="no recipe"):
         uploads.read_recipe(str(tmp_path / "plain.png"), tiny_pipeline)
-
-
-def test_recognising_gives_both_opinions(tiny_pipeline):
-    image = tiny_pipeline("a red fox", num_candidates=1, seed=1).candidates[0].image
-    found = tiny_pipeline.recognise(image, ["a fox", "two apples", "a banana"], deep=2)
-    assert [label.score for label in found] == sorted((label.score for label in found), reverse=True)
-    assert abs(sum(label.probability for label in found) - 1) < 1e-4
-    assert [label.log_likelihood is None for label in found] == [False, False, True]
-    with pytest.raises(InputError, match="labels"):
-        tiny_pipeline.recognise(image, [" "])
-    table = recognise.ranking(found)
-    assert "two apples" in table and "#1" in table
-
-
-def test_edges_that_are_kept():
-    def count(side, width):
-        return sum(map(sum, complete.edge(4, side, width)))
-
-    assert complete.edge(4, "top", 3) == [[True] * 4] * 3 + [[False] * 4]
-    assert complete.edge(4, "left", 1) == [[True, False, False, False]] * 4
-    assert complete.edge(4, "bottom", 1) == [[False] * 4] * 3 + [[True] * 4]
-    assert complete.edge(4, "right", 3) == [[False, True, True, True]] * 4
-    assert count("border", 1) == 12 and count("middle", 1) == 4 and count("border", 2) == 16 and count("border", 0) == 0
-
-
-def test_painting_turns_every_cell_that_the_stroke_crosses():
-    keep = complete.edge(4, "top", 2)
-    once = complete.painted(keep, [(0.9, 0.1), (0.9, 0.1)], "one cell")
-    assert not once[0][3] and sum(map(sum, once)) == 7 and complete.painted(once, [(0.99, 0.0)], "one cell") == keep
-    # A stroke from corner to corner, two points far apart: the first cell was kept, so all under it are released.
-    across = complete.painted(keep, [(0.0, 0.0), (1.0, 1.0)], "one cell")
-    assert [across[i][i] for i in range(4)] == [False] * 4 and sum(map(sum, across)) == 6
-    wide = complete.painted(keep, [(0.0, 1.0)], "3 x 3 cells")
-    assert wide[3] == wide[2] == [True, True, False, False] and sum(map(sum, wide)) == 12
-
-
-@pytest.mark.parametrize(
-    "text", [None, "", "x", "3", "[]", "[1, 2]", "[[1, 2]]", "[[0.5, NaN]]", '[["a", "b"]]', "[[0, 0, 0]]", f"[{'[0, 0],' * 6000}[0, 0]]"]
-)
-def test_a_forged_stroke_paints_nothing(text):
-    assert complete.read_stroke(text) == []
-    assert complete.read_stroke("[[0.25, 1]]") == [(0.25, 1.0)]
-
-
-def test_reconstructing(tiny_pipeline):
-    image = Image.effect_noise((64, 64), 50).convert("RGB")
-    off, psnr = tokens.error_map(image, image)
-    assert psnr > 100 and np.asarray(off).min() == 255
-    assert tokens.error_map(image, Image.new("RGB", (64, 64)))[1] < 15
 
 
 def test_nothing_misses_its_first_value(tiny_pipeline):

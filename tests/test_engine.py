@@ -181,10 +181,28 @@ def test_kept_tokens_at_either_end_cost_no_pass(kind):
     assert rows == [2] + 2 * [ROW_MULTIPLE]  # prompts with four tokens; tokens 4 and 5; 6 is the last one drawn
 
 
+MIXES = [  # (candidates, guided, position) of each request of a pass
+    [(copies + number, (number + copies) % 2 == 0, (3 * number + copies) % (LENGTH - 1)) for number in range(requests)]
+    for requests in (1, 2, 3, 4) for copies in (1, 2, 5, 16)
+]  # fmt: skip
+
+
+def mixed_pass(prior, mix) -> list[torch.Tensor]:
+    """The logits of one pass for several requests."""
+    steps = []
+    for copies, guided, position in mix:
+        prompts = torch.cat([TEXT, NULL]) if guided else TEXT
+        images = torch.arange(position) * 3
+        cache, _ = prior.prefill(prompts, copies, images if position else None)
+        steps.append((torch.arange(len(prompts) * copies) % VOCAB, cache, position))
+    return prior.decode(steps)
+
+
 @kinds
-def test_layers_are_compiled_whole_and_a_few_times_in_all(kind):
+@torch.inference_mode()
+def test_layers_are_compiled_a_few_times_in_all(kind):
     """As `--compile` does it, without a GPU's kernels: the layers' graphs as PyTorch traces them, once for prompts and a few
-    times for tokens, not once a layer or a position."""
+    times for tokens, not once a layer, a position or a number of requests."""
     prior, graphs = prior_of.__wrapped__(kind), []
 
     def backend(graph, inputs):
@@ -193,13 +211,20 @@ def test_layers_are_compiled_whole_and_a_few_times_in_all(kind):
 
     torch._dynamo.reset()
     try:
-        prior.compile_repeated_blocks(backend=backend, fullgraph=True)
-        for rows, scale in ((3, 2.0), (5, 2.0), (2, 1.0)):
-            arguments = uniforms_of(rows, range(rows)), SamplingSettings(guidance_scale=scale), FORCED
-            assert torch.equal(draw(prior, *arguments), draw(prior_of(kind), *arguments))
+        prior.compile_repeated_blocks(backend=backend, dynamic=True)
+        with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):
+            for rows, scale in ((3, 2.0), (5, 2.0), (2, 1.0), (1, 1.0)):
+                arguments = uniforms_of(rows, range(rows)), SamplingSettings(guidance_scale=scale), FORCED
+                assert torch.equal(draw(prior, *arguments), draw(prior_of(kind), *arguments))
+            first = len(graphs)
+            counts = []
+            for mix in MIXES:
+                assert all(torch.equal(a, b) for a, b in zip(mixed_pass(prior, mix), mixed_pass(prior_of(kind), mix)))
+                counts.append(len(graphs))
     finally:
         torch._dynamo.reset()
-    assert 2 <= len(graphs) <= 8, len(graphs)
+    assert 2 <= first <= 24 and counts[-1] <= 40, counts
+    assert counts[3] == counts[-1], counts  # nothing new for two requests or more
 
 
 # ---------------------------------------------------------------- in company
@@ -524,3 +549,69 @@ def test_an_error_of_a_work_reaches_who_asked_for_it():
         assert engine.run(lambda: 2) == 2
 
     in_threads(work)
+
+
+class Stop(BaseException):
+    """As SystemExit is: no Exception."""
+
+
+@pytest.mark.parametrize("error", [SystemExit, KeyboardInterrupt, GeneratorExit, Stop])
+@pytest.mark.parametrize("where", ["prefill", "decode", "work"])
+def test_whatever_ends_a_work_ends_nothing_else(error, where):
+    """Those who wait get an error, and the engine works for the next ones."""
+    prior, failing = prior_of("gpt"), []
+
+    def breaking(name):
+        def call(*args):
+            if failing == [name]:
+                raise error
+            return getattr(prior, name)(*args)
+
+        return call
+
+    engine = Engine(SimpleNamespace(prefill=breaking("prefill"), decode=breaking("decode")))
+
+    def fail():
+        raise error
+
+    def work():
+        failing[:] = [where]
+        with pytest.raises(RuntimeError, match=error.__name__):
+            engine.run(fail) if where == "work" else list(generate(engine, TEXT, NULL, torch.rand(2, 9), SamplingSettings()))
+        failing.clear()
+        assert engine.run(lambda: 2) == 2
+        assert len(list(generate(engine, TEXT, NULL, torch.rand(2, 9), SamplingSettings()))) == LENGTH
+
+    in_threads(work)
+
+
+def test_out_of_memory_together_restarts_nobody_who_fits_alone():
+    prior, passes, prefills = prior_of("gpt"), [], []
+
+    def decode(steps):
+        passes.append([len(ids) for ids, _, _ in steps])
+        if sum(passes[-1]) > 6:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return prior.decode(steps)
+
+    def prefill(*args):
+        prefills.append(args[1])
+        return prior.prefill(*args)
+
+    engine = Engine(SimpleNamespace(prefill=prefill, decode=decode))
+    begun, drawn = all_begun(engine, 3), {}
+
+    def work(rows):
+        uniforms = uniforms_of(rows, range(rows))
+        steps = generate(engine, TEXT, NULL, uniforms, SamplingSettings())
+        next(steps)
+        begun.wait()
+        if rows == 7:  # too many alone, too
+            with pytest.raises(torch.OutOfMemoryError):
+                next(steps)
+        else:
+            *_, drawn[rows] = steps
+
+    in_threads(*(functools.partial(work, rows) for rows in (3, 4, 7)))
+    assert sorted(prefills) == [3, 4, 7]
+    assert all(torch.equal(tokens, draw(prior, uniforms_of(rows, range(rows)), SamplingSettings())) for rows, tokens in drawn.items())

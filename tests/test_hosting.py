@@ -26,6 +26,7 @@ from dalle_core.studio.holder import Loaded
 from dalle_core.studio.pool import to_entry
 from demo import create_demo, launch_options, open_studio, public, space
 from demo.gpu import on_gpu
+from demo.page import Page
 from demo.tabs import model
 
 
@@ -246,6 +247,60 @@ def test_how_an_address_counts(host, visitor):
     assert public.counted(host) == visitor
 
 
+@pytest.fixture(scope="module")
+def echo(tiny_pipeline, tmp_path_factory):
+    """A page that says to visitors who they are, behind one proxy and behind none; (urls by the number of proxies)."""
+    patch, urls, pages = pytest.MonkeyPatch(), {}, []
+    patch.setenv("GRADIO_TEMP_DIR", str(tmp_path_factory.mktemp("gradio")))
+    for proxies in (0, 1):
+        studio = open_studio(tiny_pipeline, "tiny", public=True)
+        with Page(studio.store) as demo:
+            out = gr.Textbox()
+            for name, queue in (("slow", True), ("quick", False)):
+
+                def who(request: gr.Request):
+                    """Says it."""
+                    return public.visitor(request)
+
+                who.__name__ = name
+                gr.Button().click(who, None, out, api_name=name, queue=queue)
+        pages.append(demo)
+        _, urls[proxies], _ = demo.launch(prevent_thread_lock=True, quiet=True, **launch_options(studio, True, proxies))
+    yield urls
+    for demo in pages:
+        demo.close()
+    patch.undo()
+
+
+@pytest.mark.parametrize("proxies, seen", [(0, "127.0.0.1"), (1, "203.0.113.9")])
+@pytest.mark.parametrize("tool", ["slow", "quick"])
+def test_a_visitor_is_the_same_over_http_and_mcp_whatever_the_headers_claim(echo, proxies, seen, tool):
+    forged = {"X-Forwarded-For": "198.51.100.1, 203.0.113.9", public.STAMP: "guess 198.51.100.2"}
+    by_mcp = mcp(SimpleNamespace(src_prefixed=f"{echo[proxies]}gradio_api/"), "tools/call", forged, name=tool, arguments={})
+    assert by_mcp["content"][0]["text"] == seen
+    with httpx.Client(base_url=f"{echo[proxies]}gradio_api/call/", headers=forged, timeout=60) as web:
+        event = web.post(tool, json={"data": []}).json()["event_id"]
+        assert f'["{seen}"]' in web.get(f"{tool}/{event}").text
+
+
+def test_with_a_login_there_is_no_mcp_server(tiny_pipeline, tmp_path, monkeypatch):
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
+    studio = open_studio(tiny_pipeline, "tiny", public=True)
+    demo, options = create_demo(studio), launch_options(studio, public=True, login=True)
+    _, url, _ = demo.launch(prevent_thread_lock=True, quiet=True, auth=("me", "secret"), **options)
+    try:
+        asked = {"jsonrpc": "2.0", "id": 1, "method": "tools/list", "params": {}}
+        for path in ("mcp", "mcp/", "mcp/schema", "mcp/sse"):
+            for method in ("GET", "POST"):
+                answer = httpx.request(
+                    method, f"{url}gradio_api/{path}", json=asked, headers={"Accept": "application/json, text/event-stream"}
+                )
+                assert answer.status_code in (404, 405) and "recognise" not in answer.text
+        assert httpx.get(f"{url}gradio_api/info").status_code == 401
+    finally:
+        demo.close()
+
+
 def test_all_that_draws_shares_one_bound_of_how_many_at_once(own_pipeline):
     demo = create_demo(open_studio(own_pipeline, "tiny"), together=3)
     # Gradio takes the lowest of all; one without a limit would bring them down to its default of one.
@@ -383,6 +438,17 @@ def client(tiny_pipeline, tmp_path_factory):
     yield Client(url, verbose=False, download_files=str(tmp_path_factory.mktemp("downloads")))
     demo.close()
     patch.undo()
+
+
+def mcp(client, method, headers={}, **parameters):
+    """What a program that speaks MCP gets, over HTTP."""
+    answer = httpx.post(
+        f"{client.src_prefixed}mcp/", headers={"Accept": "application/json, text/event-stream"} | headers, timeout=60,
+        json={"jsonrpc": "2.0", "id": 1, "method": method, "params": parameters},
+    )  # fmt: skip
+    answer.raise_for_status()
+    [message] = [json.loads(line[5:]) for line in answer.text.splitlines() if line.startswith("data: {")]
+    return message["result"]
 
 
 def joined(client, session, button, **values):

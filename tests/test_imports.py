@@ -50,7 +50,7 @@ def test_imports_point_one_way():
     allowed = {
         "decoder": {"winograd"}, "errors": set(), "rows": set(), "sampling": set(), "text_normalizer": set(), "winograd": set(),
         "gpt_prior": {"rows"}, "bart_prior": {"rows"}, "image_tokenizer": {"errors"},
-        "text_tokenizer": {"errors", "text_normalizer"}, "rerank": {"text_tokenizer"}, "engine": {"sampling"},
+        "text_tokenizer": {"errors", "text_normalizer"}, "rerank": {"text_tokenizer"}, "engine": {"memory", "sampling"},
         "memory": {"errors"}, "int8": {"errors", "memory", "rows"}, "packed": {"errors", "memory", "rows"},
         "pipeline": {
             "bart_prior", "engine", "errors", "gpt_prior", "image_tokenizer", "int8", "memory", "rerank", "sampling",
@@ -58,7 +58,7 @@ def test_imports_point_one_way():
         },
         "downloads": {"errors", "memory"},
         "catalogue": {"bart_prior", "checkpoints", "decoder", "downloads", "errors", "gpt_prior", "image_tokenizer", "int8", "memory", "packed", "pipeline", "text_tokenizer"},
-        "convert": {"catalogue", "downloads", "errors", "memory"}, "pictures": set(), "compare": {"errors"}, "augment": {"errors", "pictures", "pipeline"},
+        "convert": {"catalogue", "downloads", "errors", "memory"}, "pictures": set(), "compare": {"errors"}, "augment": {"errors", "int8", "pictures", "pipeline"},
         "__main__": {"augment", "catalogue", "convert", "errors", "pictures", "pipeline"},
     }  # fmt: skip
     core = ROOT / "dalle_core"

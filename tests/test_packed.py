@@ -52,3 +52,14 @@ def test_it_stays_plain_where_rows_would_depend_on_each_other(monkeypatch, own_p
     monkeypatch.setattr("dalle_core.packed._rows_are_apart", lambda layer: False)
     pack(own_pipeline.prior)
     assert any(isinstance(module, nn.Linear) for module in own_pipeline.prior.modules())
+
+
+@pytest.mark.parametrize("missing", ["_reorder_linear_weight", "_linear_pointwise"])
+def test_it_stays_plain_where_pytorch_has_no_such_operation(monkeypatch, own_pipeline, missing):
+    def refuse(*args):
+        raise NotImplementedError(f"There were no kernels for mkldnn::{missing}")
+
+    monkeypatch.setattr(torch.ops.mkldnn, missing, refuse)
+    pack(own_pipeline.prior)
+    assert any(isinstance(module, nn.Linear) for module in own_pipeline.prior.modules())
+    assert own_pipeline("a fox", num_candidates=1).candidates

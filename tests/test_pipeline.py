@@ -2,13 +2,15 @@
 
 import math
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import dalle_core
-from dalle_core import InputError, pipeline
+from dalle_core import InputError, memory, pipeline
 from dalle_core.text_tokenizer import encode_prompts, fit_prompt, train_text_tokenizer
 
 
@@ -263,3 +265,101 @@ def test_long_and_strange_prompts(tiny_pipeline):
     assert f"{used} {dropped}" == "a fox and a banana on a purple background"
     for text in ("a fo\x00x", "🦊 a fox", "a fox ثعلب", "A RED FOX"):
         assert len(tiny_pipeline(text, num_candidates=1).candidates) == 1
+
+
+# ---------------------------------------------------------------- several at once
+
+
+def test_concurrent_drawings_divide_what_is_free(own_pipeline, monkeypatch):
+    """Each plans with what those before it left, until they have ended, are closed or have failed."""
+    size = memory.candidate_bytes(own_pipeline.prior.config, 4, 1)
+    monkeypatch.setattr(memory, "free_bytes", lambda device: 40 * size)
+    prefill, chunks = own_pipeline.prior.prefill, []
+
+    def noted(text_ids, copies, image_ids=None):
+        chunks.append(copies)
+        return prefill(text_ids, copies, image_ids)
+
+    own_pipeline.prior.prefill = noted
+    streams = [own_pipeline.stream("a fox", num_candidates=20, guidance_scale=1.0) for _ in range(4)]
+    for stream in streams:
+        next(stream)
+    alone = int(40 * memory.RESERVE / 2)
+    assert chunks[0] == alone and sorted(chunks, reverse=True) == chunks and sum(chunks) < 40 and chunks[1] < 12
+
+    streams[0].close()
+    list(streams[1])
+    decode = own_pipeline.prior.decode
+    own_pipeline.prior.decode = lambda steps: 1 / 0
+    for stream in streams[2:]:
+        with pytest.raises(ZeroDivisionError):
+            list(stream)
+    own_pipeline.prior.decode = decode
+    chunks.clear()
+    next(own_pipeline.stream("a fox", num_candidates=20, guidance_scale=1.0))
+    assert chunks == [alone]
+
+
+def test_others_draw_between_the_parts_of_a_recognition(own_pipeline):
+    """1,600 labels and 400 likelihoods: never more than one small part before a pass that is waiting."""
+    events, begun = [], threading.Event()
+    text_model, decode, forward = own_pipeline.clip.text_model, own_pipeline.prior.decode, own_pipeline.prior.forward
+    text_model.register_forward_hook(lambda *_: events.append("part"))
+
+    def noted_decode(steps):
+        events.append("pass")
+        begun.set()
+        return decode(steps)
+
+    def noted_forward(*args):
+        events.append("part")
+        return forward(*args)
+
+    own_pipeline.prior.decode, own_pipeline.prior.forward = noted_decode, noted_forward
+    own_pipeline.engine.AHEAD = 10**6  # the drawing is always waiting for its next pass
+    stop = threading.Event()
+
+    def draw():
+        while not stop.is_set():
+            own_pipeline("a fox", num_candidates=1, rerank=False)
+
+    def recognise():
+        try:
+            assert begun.wait(timeout=30)
+            labels = [f"a fox {i}" for i in range(1600)]
+            found = own_pipeline.recognise(Image.new("RGB", (64, 64), "red"), labels, deep=400)
+            assert len(found) == 1600 and sum(label.log_likelihood is not None for label in found) == 400
+        finally:
+            stop.set()
+
+    with ThreadPoolExecutor(2) as pool:
+        for done in [pool.submit(draw), pool.submit(recognise)]:
+            done.result(timeout=120)
+    assert events.count("part") == 100
+    between = "".join("p" if event == "part" else " " for event in events).split()
+    assert len(between) > 60  # most parts stand alone: a drawing that begins anew misses its turn now and then
+    assert max(map(len, between)) <= 4
+
+
+# ---------------------------------------------------------------- half precision
+
+
+def test_in_bfloat16_pictures_are_read_and_ranked_as_in_float32(saved):
+    """Loaded in it, or changed to it: tokens and places are the same."""
+    exact = dalle_core.load(saved, packed=False)
+    changed = dalle_core.load(saved, packed=False).to(torch.bfloat16)
+    smaller = changed, dalle_core.load(saved, dtype=torch.bfloat16), dalle_core.load(saved, dtype=torch.float16, packed=False)
+    generator = np.random.default_rng(0)
+    pictures = [Image.fromarray(generator.integers(0, 256, (64, 64, 3), np.uint8)) for _ in range(40)]
+    labels = [f"{colour} {thing}" for colour in ("a red", "two", "noto") for thing in ("fox", "apples", "banana", "狐狸")]
+
+    def read(pipe):
+        places = [[label.text for label in pipe.recognise(picture, labels, deep=0)] for picture in pictures[:10]]
+        return torch.stack([pipe.encode(picture) for picture in pictures]), places
+
+    tokens, places = read(exact)
+    for pipe in smaller:
+        assert pipe.prior.dtype.itemsize == pipe.image_tokenizer.decoder.conv_in.weight.dtype.itemsize == 2
+        assert (read(pipe)[0] == tokens).float().mean() > 0.995
+        assert read(pipe)[1] == places
+        assert pipe("a fox", num_candidates=2).candidates[0].score is not None

@@ -1,10 +1,11 @@
 """Pure functions from logits to tokens."""
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dalle_core.sampling import LIKELY, candidate_uniforms, guide, keep_top_p, sample, top_k_ids
+from dalle_core.sampling import LIKELY, candidate_uniforms, guide, in_float32, keep_top_p, sample, top_k_ids
 
 
 def test_uniforms_depend_on_seed_and_index_alone():
@@ -77,3 +78,33 @@ def test_guidance():
     cond, uncond = torch.tensor([[2.0, 0.0]]), torch.tensor([[1.0, 1.0]])
     assert guide(cond, uncond, 3.0).tolist() == [[4.0, -2.0]]
     assert torch.equal(guide(cond, uncond, 0.0), uncond)
+
+
+@pytest.mark.parametrize("on_mps", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("temperature", [5e-324, 1e-320, 1e-310, 1e-100, 1e-45, 1e-38, 1e-12])
+def test_the_coldest_temperatures_are_greedy(temperature, dtype, on_mps):
+    logits = (50 * torch.randn(40, 300, generator=torch.Generator().manual_seed(0))).to(dtype)
+    logits[:, 7] = 250  # no two are the largest
+    uniforms = candidate_uniforms(0, 0, 40)
+    uniforms = in_float32(uniforms) if on_mps else uniforms
+    for top_k, top_p in ((0, 1.0), (20, 1.0), (0, 0.5), (0, 1e-320)):
+        assert (sample(logits, uniforms, temperature, top_k, top_p) == 7).all()
+
+
+def test_in_float32_no_token_without_probability_is_drawn():
+    """Not even for the largest random number there is, which is 1 when it is rounded."""
+    uniforms = in_float32(torch.full((50,), 1 - 2**-53, dtype=torch.float64))
+    logits = torch.randn(50, 1000, generator=torch.Generator().manual_seed(0))
+    logits[:, 600:] = -torch.inf
+    assert (sample(logits, uniforms) < 600).all()
+
+
+def test_float32_draws_what_float64_does():
+    logits, uniforms = torch.randn(4000, 300), candidate_uniforms(2, 0, 4000)
+    assert (sample(logits, in_float32(uniforms)) == sample(logits, uniforms)).float().mean() > 0.999
+
+
+def test_guidance_does_not_overflow():
+    cond, uncond = torch.tensor([[900.0, 0.0]]).half(), torch.tensor([[0.0, 900.0]]).half()
+    assert guide(cond, uncond, 100.0).tolist() == [[90_000.0, -89_100.0]]

@@ -241,8 +241,9 @@ def served(tiny_pipeline, tmp_path_factory):
     """The URL and the configuration of a page."""
     patch = pytest.MonkeyPatch()
     patch.setenv("GRADIO_TEMP_DIR", str(tmp_path_factory.mktemp("gradio")))
-    demo = create_demo(open_studio(tiny_pipeline, "tiny"))
-    _, url, _ = demo.launch(prevent_thread_lock=True, quiet=True, **launch_options())
+    studio = open_studio(tiny_pipeline, "tiny")
+    demo = create_demo(studio)
+    _, url, _ = demo.launch(prevent_thread_lock=True, quiet=True, **launch_options(studio))
     yield f"{url}gradio_api/", demo.config
     demo.close()
     patch.undo()

@@ -3,8 +3,9 @@
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image, PngImagePlugin
 
 from dalle_core import InputError
 from dalle_core.studio import uploads
@@ -84,3 +85,74 @@ def test_a_picture_of_too_many_pixels_is_refused_before_it_is_decoded(folder, mo
     monkeypatch.setattr(uploads, "MAX_PIXELS", 60)
     with pytest.raises(InputError, match="too large"):
         opened(folder / "a" / "mine.png", folder)
+
+
+# ---------------------------------------------------------------- what people hand in
+
+
+@pytest.fixture
+def odd_pictures(tmp_path):
+    """File name -> what is wrong with it."""
+    text_bomb = PngImagePlugin.PngInfo()
+    text_bomb.add_text("dalle", "x" * 10**7, zip=True)
+    # Upside down, and a resolution that is text, at which Pillow trips.
+    damaged_exif = b"Exif\0\0MM\0*\0\0\0\x08\0\x02\x01\x12\0\x03\0\0\0\x01\0\x03\0\0\x01\x1a\0\x02\0\0\0\x01a\0\0\0\0\0\0\0"
+    rgb = Image.effect_noise((80, 60), 60).convert("RGB")
+    made = {
+        "fine.png": lambda p: rgb.save(p), "palette.png": lambda p: rgb.convert("P").save(p),
+        "cmyk.jpg": lambda p: rgb.convert("CMYK").save(p), "alpha.png": lambda p: rgb.convert("RGBA").save(p),
+        "sixteen.png": lambda p: Image.fromarray((np.arange(4800).reshape(60, 80) * 13).astype(np.uint16)).save(p),
+        "moving.gif": lambda p: rgb.save(p, save_all=True, append_images=[rgb.rotate(90)]),
+        "text.png": lambda p: p.write_bytes(b"not a picture"), "svg.png": lambda p: p.write_bytes(b"<svg></svg>"),
+        "cut.png": lambda p: (rgb.save(p), p.write_bytes(p.read_bytes()[:600])),
+        "empty.png": lambda p: p.write_bytes(b""),
+        "large.png": lambda p: Image.new("1", (10_000, 10_000)).save(p),
+        "bomb.png": lambda p: Image.new("1", (20_000, 10_000)).save(p),
+        "words.png": lambda p: rgb.save(p, pnginfo=text_bomb),
+        "odd-exif.jpg": lambda p: rgb.save(p, exif=damaged_exif),
+    }  # fmt: skip
+    for name, write in made.items():
+        write(tmp_path / name)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    "name", ["fine.png", "palette.png", "cmyk.jpg", "alpha.png", "sixteen.png", "moving.gif", "odd-exif.jpg"]
+)
+def test_unusual_pictures_are_read(odd_pictures, tiny_pipeline, name):
+    tokens = tiny_pipeline.encode(uploads.open_picture(odd_pictures / name))
+    assert tokens.shape == (4, 4) and tiny_pipeline.decode(tokens).size == (64, 64)
+
+
+@pytest.mark.parametrize("name", ["svg.png", "words.png"])
+def test_what_is_no_picture_is_refused_in_a_sentence(odd_pictures, name):
+    with pytest.raises(InputError, match=name):
+        uploads.open_picture(odd_pictures / name)
+
+
+@pytest.mark.parametrize("name", ["large.png", "bomb.png"])
+def test_a_picture_of_too_many_pixels_is_refused_before_it_is_unpacked(odd_pictures, name, monkeypatch):
+    monkeypatch.setattr(Image.Image, "load", lambda self: pytest.fail("it was unpacked"))
+    with pytest.raises(InputError, match=f"{name} is too large: up to 40 million pixels"):
+        uploads.open_picture(odd_pictures / name)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "MPO", "PNG", "WEBP"])
+def test_a_phone_s_photo_comes_upright(tiny_pipeline, tmp_path, kind):
+    upright = Image.new("RGB", (64, 64), (220, 30, 30))
+    upright.paste((30, 30, 220), (0, 32, 64, 64))
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6  # stored lying on its side
+    more = {"save_all": True, "append_images": [upright]} if kind == "MPO" else {}
+    upright.transpose(Image.Transpose.ROTATE_90).save(tmp_path / "photo", kind, exif=exif, **more)
+    seen = np.array(tiny_pipeline.square(uploads.open_picture(tmp_path / "photo"))).astype(int)
+    assert abs(seen[:28] - (220, 30, 30)).mean() < 10 and abs(seen[36:] - (30, 30, 220)).mean() < 10
+
+
+def test_deep_and_printed_colours_come_right(tmp_path, tiny_pipeline):
+    grey = np.full((64, 64), 100, np.uint16)
+    Image.fromarray(grey * 257).save(tmp_path / "sixteen.png")
+    Image.new("RGB", (64, 64), (220, 30, 30)).convert("CMYK").save(tmp_path / "cmyk.jpg")
+    for name, colour in (("sixteen.png", (100, 100, 100)), ("cmyk.jpg", (220, 30, 30))):
+        seen = np.array(tiny_pipeline.square(uploads.open_picture(tmp_path / name))).astype(int)
+        assert abs(seen - colour).max() <= 2, name

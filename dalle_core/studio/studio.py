@@ -16,7 +16,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import torch
 from PIL import Image
 
 from dalle_core import image_tokenizer
@@ -77,9 +76,9 @@ def sentences(what: str):
         raise
     except OSError as error:
         log.exception("%s failed", what)
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        why = "its disk is full" if full else "the server's log says why"
-        raise InputError(f"The server could not write or read its files: {why}. Try again later.") from None
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise InputError("The server's disk is full. Try again later.") from None
+        raise InputError("The server could not write or read its files; its log says why. Try again later.") from None
     except Exception:
         log.exception("%s failed", what)
         raise InputError(f"{what} failed. The server's log says why; try again.") from None
@@ -156,7 +155,7 @@ class Studio:
     def tile(self, visitor: str, picture: Picture) -> tuple[Image.Image, Path]:
         """(the seamless tile of a picture, as a file too). The file has no recipe: dropped on the page, it would come back as
         the picture and not as the tile."""
-        with sentences("The tile"), self.holder.hold() as pipe:
+        with sentences("The tile"), self.holder.hold():
             self.check_model(picture)
             self.budgets.spend(visitor, candidates=1)
             [tile] = self._compute("tile", picture.drawn.tokens)

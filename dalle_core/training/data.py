@@ -13,6 +13,7 @@ import torch
 from PIL import Image, ImageOps
 from torch.utils.data import DataLoader
 
+from dalle_core.image_tokenizer import flat
 from dalle_core.training.emoji import EmojiCorpus
 
 
@@ -78,12 +79,10 @@ class ImageFolder:
     def _open(self, path: Path) -> Image.Image:
         try:
             with Image.open(path) as image:
-                image = ImageOps.exif_transpose(image).convert("RGBA")
+                image = flat(image)
         except OSError as error:
             raise ValueError(f"{path} cannot be read as a picture: {error}") from None
-        white = Image.new("RGBA", image.size, "white")
-        white.alpha_composite(image)
-        return ImageOps.fit(white.convert("RGB"), (self.image_size, self.image_size), Image.Resampling.LANCZOS)
+        return ImageOps.fit(image, (self.image_size, self.image_size), Image.Resampling.LANCZOS)
 
 
 def open_dataset(source: str, image_size: int, seed: int = 0):

@@ -5,16 +5,13 @@ import time
 from contextlib import contextmanager
 
 import pytest
-from playwright.sync_api import expect, sync_playwright
+from playwright.sync_api import sync_playwright
 
 from dalle_core import ModelError
 from demo import create_demo, launch_options, open_studio
 from tests.browser.chromium import executable
+from tests.browser.steps import new_context, open_page
 from tests.conftest import make_pipeline
-
-
-TIMEOUT = 120_000  # ms, for everything that is waited for: a busy machine is slow, and no test measures time
-expect.set_options(timeout=TIMEOUT)
 
 
 class Gate:
@@ -76,7 +73,7 @@ def serve(folder, together=1, public=False):
         tell("Downloading kuprel/min-dalle: 10 MB of 20 MB, 5.0 MB/s, 2 s left")
         return pipe if source == "tiny" else other
 
-    studio = open_studio(pipe, "tiny", None if public else load, public=public)
+    studio = gate.studio = open_studio(pipe, "tiny", None if public else load, public=public)
     demo = create_demo(studio, together=together)
     _, url, _ = demo.launch(prevent_thread_lock=True, quiet=True, **launch_options(studio, public))
     yield url, gate
@@ -106,10 +103,10 @@ DESK, PHONE = {"width": 1440, "height": 900}, {"width": 390, "height": 844}
 
 
 @contextmanager
-def visit(browser, url, size=DESK, script=None):
+def visit(browser, url, size=DESK, script=None, **options):
     """The page as a fresh visitor sees it; `script` runs before the page's own. Fails when the page asked another host for
     anything, or logged an error."""
-    context = browser.new_context(viewport=size, accept_downloads=True)
+    context = new_context(browser, viewport=size, **options)
     strangers, errors = [], []
 
     def only_local(route):
@@ -119,15 +116,13 @@ def visit(browser, url, size=DESK, script=None):
             strangers.append(route.request.url)
             route.abort()
 
-    context.set_default_timeout(TIMEOUT)
     context.route("**/*", only_local)
     if script:
         context.add_init_script(script)
     page = context.new_page()
     page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
     page.on("pageerror", lambda error: errors.append(str(error)))
-    page.goto(url)
-    expect(page.get_by_role("button", name="Generate")).to_be_enabled()
+    open_page(page, url)
     yield page
     context.close()
     assert strangers == [] and errors == []

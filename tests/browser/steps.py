@@ -1,8 +1,25 @@
 """What a visitor does on the page, and what they see."""
 
 import base64
+import time
 
 from playwright.sync_api import expect
+
+TIMEOUT = 120_000  # ms, for whatever is waited for: a busy machine is slow, and no test measures time
+expect.set_options(timeout=TIMEOUT)
+
+
+def new_context(browser, **options):
+    context = browser.new_context(accept_downloads=True, **options)
+    context.set_default_timeout(TIMEOUT)
+    return context
+
+
+def open_page(page, url):
+    """Goes there, and waits until the page's scripts and its first events have run."""
+    page.goto(url)
+    expect(page.locator("#generate")).to_be_enabled()
+    expect(page.locator("#history-list")).to_be_attached()
 
 
 def prompt(page):
@@ -25,19 +42,20 @@ def generate(page, gate, text="a red fox"):
     gate.open.clear()  # held half-way, so that the line of the run before is gone for certain
     prompt(page).fill(text)
     prompt(page).press("Enter")
-    expect(page.locator("#status")).to_contain_text("Drawing", timeout=30_000)
+    expect(page.locator("#status")).to_contain_text("Drawing")
     gate.open.set()
-    expect(page.locator("#status")).to_contain_text("ranked by CLIP", timeout=30_000)
+    expect(page.locator("#status")).to_contain_text("ranked by CLIP")
     expect(page.locator("#gallery .caption-label")).to_have_count(4)
 
 
 def open_tab(page, name):
     expect(page.locator("#tabs .tab-wrapper")).to_contain_text(name)
-    tab_ = page.get_by_role("tab", name=name, exact=True)
+    tab_, more = page.get_by_role("tab", name=name, exact=True), page.get_by_label("More tabs")
+    expect(tab_.or_(more).first).to_be_visible()
     if tab_.count():
         tab_.click()
     else:  # a phone has no room for every tab
-        page.get_by_label("More tabs").click()
+        more.click()
         page.locator(".overflow-dropdown").get_by_text(name, exact=True).click()
 
 
@@ -48,9 +66,8 @@ def entries(page):
 
 
 def fresh(browser, url):
-    page = browser.new_context(accept_downloads=True).new_page()
-    page.goto(url)
-    expect(page.get_by_role("button", name="Generate")).to_be_enabled()
+    page = new_context(browser).new_page()
+    open_page(page, url)
     return page
 
 
@@ -73,18 +90,28 @@ def drop(page, path):
 
 
 def is_held(page, gate) -> bool:
-    """Whether the drawing that `gate.let` holds has begun within ten seconds."""
-    for _ in range(500):
-        if gate.begun > gate.free:
-            return True
-        page.wait_for_timeout(20)
-    return False
+    """Whether the drawing that `gate.let` holds has begun."""
+    return comes_true(page, lambda: gate.begun > gate.free)
 
 
 def is_closed(page, gate) -> bool:
-    """Whether the sampling that the gate holds is stopped within ten seconds."""
-    for _ in range(100):  # not gate.closed.wait: the page's requests go through this thread
-        if gate.closed.is_set():
-            return True
+    """Whether the sampling that the gate holds is stopped."""
+    return comes_true(page, gate.closed.is_set)
+
+
+def comes_true(page, condition, seconds=TIMEOUT // 1000) -> bool:
+    """Waits without holding this thread, which the page's requests go through."""
+    end = time.monotonic() + seconds
+    while not condition() and time.monotonic() < end:
+        page.wait_for_timeout(50)
+    return condition()
+
+
+def steady(page, locator, name="src") -> str:
+    """An attribute, once it has stayed the same for a second."""
+    value, same = None, 0
+    while same < 10:
         page.wait_for_timeout(100)
-    return False
+        before, value = value, locator.get_attribute(name)
+        same = same + 1 if value == before else 0
+    return value

@@ -3,7 +3,7 @@
 import pytest
 from playwright.sync_api import expect
 
-from tests.browser.steps import generate, is_closed, is_held, open_tab, prompt, thumbnails
+from tests.browser.steps import comes_true, generate, is_closed, is_held, open_tab, prompt, thumbnails
 
 TABS = ["Create", "Complete", "Tokens", "Recognise", "Compare", "Augment", "Model"]
 USED = {
@@ -19,7 +19,7 @@ def test_every_tab_opens_without_an_error_and_none_scrolls_sideways(page, gate):
         open_tab(page, name)
         expect(page.locator(".tabitem:visible")).to_have_count(1)
         page.wait_for_timeout(500)  # what the tab loads, and what it logs
-        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), name
+        assert comes_true(page, lambda: page.evaluate("document.documentElement.scrollWidth <= innerWidth"), seconds=20), name
     expect(thumbnails(page)).to_have_count(4)  # what was drawn is still there
     # The fixture looks for errors in the console, and for requests to other hosts.
 
@@ -38,7 +38,7 @@ def test_the_page_is_used_without_a_mouse(page, gate):
     tab_to(page, "#prompt textarea, #prompt input")
     page.keyboard.type("a red fox")
     page.keyboard.press("Enter")
-    expect(page.locator("#status")).to_contain_text("ranked by CLIP", timeout=30_000)
+    expect(page.locator("#status")).to_contain_text("ranked by CLIP")
     for _ in range(3):
         tab_to(page, "#gallery .thumbnail-item")
     page.keyboard.press("Enter")
@@ -65,7 +65,7 @@ def ready_to_draw(page, gate, tab):
     if tab == "Complete":
         generate(page, gate)
         page.locator("#to-complete").click()
-        expect(page.locator("#kept-view img")).to_be_visible(timeout=10_000)
+        expect(page.locator("#kept-view img")).to_be_visible()
         expect(box(page, "complete-prompt")).to_have_value("a red fox")
         return
     open_tab(page, tab)
@@ -91,15 +91,15 @@ def test_enter_starts_a_run_and_escape_stops_it(page, gate, tab, focus, status, 
     ready_to_draw(page, gate, tab)
     gate.let(0)
     box(page, focus).press("Enter")
-    expect(page.locator(f"#{status}")).to_contain_text("Drawing", timeout=30_000)
+    expect(page.locator(f"#{status}")).to_contain_text("Drawing")
     assert is_held(page, gate)
     gate.closed.clear()
     page.keyboard.press("Escape")  # with the focus still in the box
     assert is_closed(page, gate), "the sampling went on after Escape"
-    expect(page.locator(f"#{status}")).to_contain_text("Stopped", timeout=30_000)
+    expect(page.locator(f"#{status}")).to_contain_text("Stopped")
     gate.open.set()
     box(page, focus).press("Enter")
-    expect(page.locator(f"#{status}")).to_contain_text(finished, timeout=60_000)
+    expect(page.locator(f"#{status}")).to_contain_text(finished)
 
 
 def test_enter_in_the_box_of_many_prompts_is_a_new_line_and_control_enter_draws(page, gate):
@@ -112,7 +112,7 @@ def test_enter_in_the_box_of_many_prompts_is_a_new_line_and_control_enter_draws(
     page.wait_for_timeout(500)
     expect(page.locator("#augment-status")).to_be_empty()
     prompts.press("Control+Enter")
-    expect(page.locator("#augment-status")).to_contain_text("8 kept", timeout=30_000)
+    expect(page.locator("#augment-status")).to_contain_text("8 kept")
 
 
 def nameless(page) -> list[str]:
@@ -136,9 +136,9 @@ def test_all_that_can_be_used_has_a_name(page, gate, tmp_path):
     page.locator("#history > summary").click()
     expect(page.locator("#history .open")).to_be_visible()
     page.locator("#to-complete").click()
-    expect(page.locator("#kept-view img")).to_be_visible(timeout=10_000)
+    expect(page.locator("#kept-view img")).to_be_visible()
     page.locator("#complete").click()
-    expect(page.locator("#complete-status")).to_contain_text("8 candidates", timeout=30_000)
+    expect(page.locator("#complete-status")).to_contain_text("8 candidates")
     found = {}
     for name in TABS:
         open_tab(page, name)

@@ -30,7 +30,7 @@ def fill(page, x_values, y_values):
 def test_a_grid_is_drawn_scored_and_saved(page, gate):
     fill(page, "fox, apple", "1, 3")
     page.locator("#compare").click()
-    expect(page.locator("#compare-status")).to_contain_text("4 cells, seed 7", timeout=60_000)
+    expect(page.locator("#compare-status")).to_contain_text("4 cells, seed 7")
     expect(page.locator("#compare-grid img")).to_be_visible()
     with page.expect_download() as download:
         page.locator("#compare-json").click()
@@ -43,21 +43,37 @@ def test_a_grid_is_drawn_scored_and_saved(page, gate):
     assert saved.width > 400
     shown = page.locator("#compare-grid img").evaluate(PAINTED).partition(",")[2]
     shown = np.asarray(Image.open(io.BytesIO(base64.b64decode(shown))).convert("RGB"), np.int16)
-    assert np.abs(shown - np.asarray(saved)).max() <= 2  # the whole grid, not the one of the first cell
+    assert np.abs(shown - np.asarray(saved)).mean() < 15  # a JPEG of the whole grid, not the one of the first cell
 
 
 def test_stop_half_way_keeps_the_cells_that_are_finished(page, gate):
     fill(page, "fox, apple", ", ".join(str(1 + i / 4) for i in range(30)))  # long enough to be stopped
     page.locator("#compare").click()
-    expect(page.locator("#compare-grid img")).to_be_visible(timeout=60_000)
+    expect(page.locator("#compare-grid img")).to_be_visible()
     gate.open.clear()
     gate.closed.clear()
     page.locator("#compare-stop").click()
-    expect(page.locator("#compare-status")).to_contain_text("Stopped", timeout=20_000)
+    expect(page.locator("#compare-status")).to_contain_text("Stopped")
     expect(page.locator("#compare-grid img")).to_be_visible()
     with page.expect_download() as download:
         page.locator("#compare-json").click()
     assert 1 <= len(json.loads(open(download.value.path(), encoding="utf-8").read())["cells"]) < 60
+
+
+def test_before_a_grid_is_drawn_nothing_offers_to_save_or_stop_it(page, gate):
+    open_tab(page, "Compare")
+    expect(page.locator("#compare")).to_be_visible()
+    for name in ("compare-stop", "compare-grid", "compare-png", "compare-json"):
+        expect(page.locator(f"#{name}")).to_be_hidden()
+    gate.open.clear()
+    fill(page, "fox, apple", "1, 3")
+    page.locator("#compare").click()
+    expect(page.locator("#compare-stop")).to_be_visible()
+    expect(page.locator("#compare-status")).to_contain_text("cell 1 of 4")
+    page.locator("#compare-stop").click()
+    expect(page.locator("#compare-status")).to_contain_text("Stopped")
+    expect(page.locator("#compare-stop")).to_be_hidden()
+    expect(page.locator("#compare-png")).to_be_hidden()
 
 
 def test_a_wrong_value_is_a_sentence(page, gate):
@@ -70,7 +86,7 @@ def test_a_wrong_value_is_a_sentence(page, gate):
 def test_a_phone_does_not_scroll_sideways(page, gate):
     fill(page, "fox, apple", "1, 3")
     page.locator("#compare").click()
-    expect(page.locator("#compare-status")).to_contain_text("4 cells", timeout=60_000)
+    expect(page.locator("#compare-status")).to_contain_text("4 cells")
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
 
 

@@ -17,14 +17,14 @@ def test_a_refresh_loses_nothing_and_an_entry_opens_exactly(gate, browser, serve
     gate.open.clear()
     prompt(page).fill("two apples")
     prompt(page).press("Enter")
-    expect(page.locator("#status")).to_contain_text("Drawing", timeout=30_000)
+    expect(page.locator("#status")).to_contain_text("Drawing")
     page.reload()
     gate.open.set()
     expect(page.locator("#history-count")).to_have_text("1")
     page.locator("#history > summary").click()
     expect(page.locator("#history .open")).to_be_enabled()
     page.locator("#history .open").click()
-    expect(page.locator("#gallery .caption-label")).to_have_text(before, timeout=20_000)
+    expect(page.locator("#gallery .caption-label")).to_have_text(before)
     expect(prompt(page)).to_have_value("a red fox")
     again = saved(page)
     assert Image.open(again).convert("RGB").tobytes() == Image.open(picture).convert("RGB").tobytes()
@@ -43,10 +43,10 @@ def test_a_refresh_loses_nothing_and_an_entry_opens_exactly(gate, browser, serve
 def test_several_prompts_and_more(page, gate):
     prompt(page).fill("a red fox\ntwo apples")
     prompt(page).press("Enter")
-    expect(page.locator("#history-count")).to_have_text("2", timeout=30_000)
+    expect(page.locator("#history-count")).to_have_text("2")
     expect(page.locator("#status")).to_contain_text("ranked by CLIP")
     page.locator("#more").click()
-    expect(page.locator("#gallery .caption-label")).to_have_count(8, timeout=30_000)
+    expect(page.locator("#gallery .caption-label")).to_have_count(8)
     assert len(set(captions(page))) == 8
     expect(page.locator("#history-count")).to_have_text("2")
     assert sorted(len(entry["candidates"]) for entry in entries(page)) == [4, 8]
@@ -67,7 +67,7 @@ def test_a_link_restores_prompt_and_settings_elsewhere(page, gate, browser, serv
     expect(prompt(other)).to_have_value("a red fox")
     expect(other.get_by_label("Seed", exact=True)).to_have_value("41")
     prompt(other).press("Enter")
-    expect(other.locator("#gallery .caption-label")).to_have_text(captions(page), timeout=30_000)
+    expect(other.locator("#gallery .caption-label")).to_have_text(captions(page))
     other.context.close()
 
 
@@ -77,13 +77,13 @@ def test_a_dropped_picture_restores_all_of_it(page, gate, browser, served, tmp_p
     path = saved(page)
     other = fresh(browser, served[0])
     drop(other, path)
-    expect(prompt(other)).to_have_value("a red fox", timeout=15_000)
+    expect(prompt(other)).to_have_value("a red fox")
     expect(other.get_by_label("Seed", exact=True)).to_have_value("41")
     again = saved(other)
     assert json.loads(Image.open(again).text["dalle"])["tokens"] == json.loads(Image.open(path).text["dalle"])["tokens"]
     Image.new("RGB", (8, 8)).save(tmp_path / "plain.png")
     drop(other, tmp_path / "plain.png")
-    expect(other.get_by_text("carries no recipe")).to_be_visible(timeout=15_000)
+    expect(other.get_by_text("carries no recipe")).to_be_visible()
     other.context.close()
 
 
@@ -97,10 +97,10 @@ def test_a_picture_dropped_on_another_tab_restores_it_and_opens_create(page, gat
     expect(words).to_be_hidden()
     Image.new("RGB", (8, 8)).save(tmp_path / "plain.png")
     drop(other, tmp_path / "plain.png")
-    expect(other.get_by_text("carries no recipe")).to_be_visible(timeout=15_000)
+    expect(other.get_by_text("carries no recipe")).to_be_visible()
     expect(words).to_be_hidden()
     drop(other, path)
-    expect(words).to_be_visible(timeout=15_000)
+    expect(words).to_be_visible()
     expect(words).to_have_value("a red fox")
     expect(other.get_by_role("tab", name="Create", exact=True)).to_have_attribute("aria-selected", "true")
     expect(other.locator("#chosen img")).to_be_visible()

@@ -12,7 +12,7 @@ from PIL import Image
 from playwright.sync_api import expect
 
 from tests.browser.conftest import serve
-from tests.browser.steps import captions, drop, entries, fresh, generate, is_closed, previews, prompt, saved, thumbnails
+from tests.browser.steps import captions, drop, entries, fresh, generate, is_closed, open_page, previews, prompt, saved, thumbnails
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +26,7 @@ def start(page, gate, text):
     gate.open.clear()
     prompt(page).fill(text)
     prompt(page).press("Enter")
-    expect(page.locator("#status")).to_contain_text("Drawing token", timeout=30_000)
+    expect(page.locator("#status")).to_contain_text("Drawing token")
 
 
 def test_visitors_do_not_see_each_other(page, gate, browser, served):
@@ -35,7 +35,7 @@ def test_visitors_do_not_see_each_other(page, gate, browser, served):
     other.wait_for_timeout(500)
     expect(other.locator("#status")).to_be_empty()
     gate.open.set()
-    expect(page.locator("#history-count")).to_have_text("1", timeout=30_000)
+    expect(page.locator("#history-count")).to_have_text("1")
     expect(page.locator("#gallery .caption-label")).to_have_count(4)
     before = captions(page)
     other.reload()
@@ -45,7 +45,7 @@ def test_visitors_do_not_see_each_other(page, gate, browser, served):
     generate(other, gate, "two apples")
     assert captions(page) == before and prompt(page).input_value() == "a red fox"
     page.locator("#more").click()  # its own pool grows, by its own prompt
-    expect(page.locator("#gallery .caption-label")).to_have_count(8, timeout=30_000)
+    expect(page.locator("#gallery .caption-label")).to_have_count(8)
     assert [entry["prompt"] for entry in entries(page)] == ["a red fox"]
     assert [entry["prompt"] for entry in entries(other)] == ["two apples"]
     other.context.close()
@@ -80,7 +80,7 @@ def test_nothing_that_all_may_ask_for_tells_of_a_visitor_s_pictures(page, gate, 
     expect(previews(page)).to_have_count(4)
     asked = [ask(served[0], f"/{path}") for path in OPEN_TO_ALL]
     gate.open.set()
-    expect(page.locator("#status")).to_contain_text("ranked by CLIP", timeout=30_000)
+    expect(page.locator("#status")).to_contain_text("ranked by CLIP")
     expect(page.locator("#gallery .caption-label")).to_have_count(4)
     asked += [ask(served[0], f"/{path}") for path in OPEN_TO_ALL]
     statuses = dict(zip(OPEN_TO_ALL, (status for status, _ in asked)))
@@ -121,13 +121,12 @@ def test_a_picture_is_read_by_its_address_only_and_nobody_can_guess_that(page, g
 
 def test_two_tabs_that_draw_at_once_both_enter_the_history(page, gate, served):
     second = page.context.new_page()
-    second.goto(served[0])
-    expect(second.get_by_role("button", name="Generate")).to_be_enabled()
+    open_page(second, served[0])
     start(page, gate, "a red fox")
     start(second, gate, "two apples")
     gate.open.set()
     for tab, text in ((page, "a red fox"), (second, "two apples")):
-        expect(tab.locator("#status")).to_contain_text("ranked by CLIP", timeout=30_000)
+        expect(tab.locator("#status")).to_contain_text("ranked by CLIP")
         expect(tab.locator("#history-count")).to_have_text("2")
         expect(tab.locator("#gallery .caption-label")).to_have_count(4)
         assert prompt(tab).input_value() == text
@@ -165,11 +164,11 @@ def test_a_dropped_picture_is_completed_exactly(page, gate, browser, served):
     kept = json.loads(Image.open(path).text["dalle"])["tokens"]
     other = fresh(browser, served[0])
     drop(other, path)
-    expect(prompt(other)).to_have_value("a red fox", timeout=15_000)
+    expect(prompt(other)).to_have_value("a red fox")
     other.locator("#to-complete").click()
-    expect(other.locator("#kept-view img")).to_be_visible(timeout=10_000)
+    expect(other.locator("#kept-view img")).to_be_visible()
     other.locator("#complete").click()
-    expect(other.locator("#complete-status")).to_contain_text("8 candidates", timeout=30_000)
+    expect(other.locator("#complete-status")).to_contain_text("8 candidates")
     pictures = other.locator("#completions .thumbnail-item img")
     expect(pictures).to_have_count(8)
     found = []
