@@ -6,7 +6,7 @@ import gradio as gr
 
 from dalle_core import InputError, ModelError
 from dalle_core.studio.store import Store
-from dalle_core.studio.uploads import checked
+from dalle_core.studio.uploads import REFUSED, checked
 
 MISUSED = "This is not what is asked for here. The page says under “Use via API” what it takes."
 FAILED = "Something went wrong here. The server's log says what; try again."
@@ -27,6 +27,25 @@ class Page(gr.Blocks):
         for block in self.blocks.values():
             if getattr(block, "choices", None):
                 name_choices(block)
+
+    @property
+    def mcp_server_obj(self):
+        return self._mcp_server
+
+    @mcp_server_obj.setter
+    def mcp_server_obj(self, server):
+        """Gradio's MCP server is a client of the page, and a client uploads each file that its arguments name: here from the
+        server's own disk, whichever a stranger chose. So no argument may name one before it becomes the client's."""
+        self._mcp_server = server
+        if server is None:
+            return
+        convert = server.convert_strings_to_filedata
+
+        def checked_first(arguments, places):
+            refuse_files(list(arguments.values()))
+            return convert(arguments, places)
+
+        server.convert_strings_to_filedata = checked_first
 
     async def preprocess_data(self, block_fn, inputs, state, explicit_call=False):
         try:
@@ -69,6 +88,17 @@ def name_choices(component: gr.Radio | gr.Dropdown) -> None:
             raise sentence(f"{component.label} is {str(value)[:40]!r}; it must be one of: {choices}.") from None
 
     component.preprocess = preprocess
+
+
+def refuse_files(value) -> None:
+    """Raises InputError where any part of what was sent is a file as Gradio writes one."""
+    if isinstance(value, dict):
+        if "path" in value:
+            raise InputError(REFUSED)
+        value = list(value.values())
+    if isinstance(value, list):
+        for part in value:
+            refuse_files(part)
 
 
 def refuse_foreign_files(value, folder: str, links: bool = False) -> None:

@@ -205,21 +205,32 @@ def test_another_server_of_the_same_machine_is_not_asked(server):
     assert len(found) > 100 and not wrong, json.dumps(wrong, indent=1)[:3000]
 
 
+SAMPLES = {"prompt": "a fox", "prompts": ["a fox"], "picture": "data:,", "tokens": [[0]], "x": "seed", "x_values": [1]}  # what is required
+
+
+def hidden(path: str) -> list:
+    """A file as Gradio writes one, within other values."""
+    file = {"path": path, "meta": META}
+    return [file, [file], [[file]], {"x": file}, [{"x": [file]}], file | {"url": path, "orig_name": "mine.png"}, {"path": path}]
+
+
 def test_over_mcp_no_file_of_the_server_is_uploaded_by_the_server(server, targets):
-    """Gradio's MCP server is a client of its own page, and clients upload the files that are named to them: no tool may
-    take what is not typed."""
+    """Gradio's MCP server is a client of its own page, and clients upload the files that are named to them."""
     there, missing, *_ = targets
     tools = server.mcp("tools/list")["tools"]
     assert len(tools) > 5
-    before = set(os.listdir(server.cache))
+    before, refused = set(os.listdir(server.cache)), 0
     for tool in tools:
-        for number, name in enumerate(tool["inputSchema"]["properties"]):
-            each = slice(None) if number == 0 else slice(1, 2)
-            for claim, other in list(zip(claims(there), claims(missing)))[each]:
-                texts = [json.dumps(server.mcp("tools/call", name=tool["name"], arguments={name: file})) for file in (claim, other)]
+        schema = tool["inputSchema"]
+        assert set(schema.get("required", [])) <= set(SAMPLES), "a sample value for the new argument, please"
+        others = {name: SAMPLES[name] for name in schema.get("required", [])}
+        for name in schema["properties"]:
+            for claim, other in zip(hidden(there), hidden(missing)):
+                texts = [json.dumps(server.mcp("tools/call", name=tool["name"], arguments=others | {name: file})) for file in (claim, other)]
+                refused += REFUSED in texts[0]
                 texts = [text.replace(there, "PATH").replace(missing, "PATH") for text in texts]
                 assert texts[0] == texts[1] and '"isError": true' in texts[0] and "Errno" not in texts[0], (tool["name"], name, texts)
-    assert set(os.listdir(server.cache)) == before
+    assert set(os.listdir(server.cache)) == before and refused > 5
 
 
 def test_over_mcp_a_path_is_not_an_address(server, targets):
