@@ -12,7 +12,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from dalle_core import InputError, augment
@@ -312,7 +311,7 @@ def test_tables(tmp_path, content, expected):
         (b"prompt,count\na,x\n", "'x'"), (b"prompt,count\na,0\n", "from 1"), (b"prompt,count\na," + b"9" * 5000, "count is"),
         ("prompt\nFüchse\n".encode("latin-1"), "not UTF-8 text (line 2)"), (b"prompt\na\x00b\n", "line 2 holds a zero byte"),
         ("prompt\na fox\n".encode("utf-16-le"), "zero byte"), (b"\xff\xfea", "is not UTF-8"),
-        (b"prompt\n" + b"a" * 3000, "3,000 characters"), (b"prompt\n" + b"a" * 300_000, "cannot be read as CSV"),
+        (b"prompt\n" + b"a" * 30_000, "30,000 characters"), (b"prompt\n" + b"a" * 300_000, "cannot be read as CSV"),
         (b'prompt\n"a fox\ntwo apples\n', "cannot be read as CSV"), (b"\x89PNG\r\n\x1a\n", "is not UTF-8"),
     ],
 )  # fmt: skip

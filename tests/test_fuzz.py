@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from dalle_core.studio.budgets import PUBLIC, Budgets
-from demo import Models, create_demo, launch_options, public
+from demo import create_demo, launch_options, open_studio, public
 from demo.page import FAILED
 
 SECONDS = 20  # that the examples take, more or less
@@ -36,8 +36,10 @@ def page(tiny_pipeline, tmp_path_factory):
     patch.setenv("GRADIO_TEMP_DIR", str(tmp_path_factory.mktemp("gradio")))
     patch.setattr(public, "RATE", public.parse("1000000/minute"))
     budgets = Budgets(replace(PUBLIC, places=1000, candidates=None, previews=None, labels=None, seconds=None))
-    demo = create_demo(Models(tiny_pipeline, "tiny"))
-    _, url, _ = demo.launch(prevent_thread_lock=True, quiet=True, **launch_options(public=True, budgets=budgets))
+    studio = open_studio(tiny_pipeline, "tiny", public=True)
+    studio.budgets = budgets
+    demo = create_demo(studio)
+    _, url, _ = demo.launch(prevent_thread_lock=True, quiet=True, **launch_options(studio, public=True))
     with httpx.Client(base_url=f"{url}gradio_api/", timeout=60) as web:
         yield web
     demo.close()

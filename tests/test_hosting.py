@@ -15,7 +15,6 @@ import pytest
 import yaml
 from gradio.routes import App
 from gradio_client import Client
-from PIL import Image
 from starlette.testclient import TestClient
 
 from dalle_core import InputError

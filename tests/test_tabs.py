@@ -186,7 +186,7 @@ def test_the_line_of_a_data_set():
 @pytest.mark.parametrize("changes, said", [
     ({"prompts": " \n "}, "There are no prompts"), ({"prompts": None}, "There are no prompts"), ({"prompts": "a fox\nЖ"}, "Prompt 2: .*none of the"),
     ({"seed": "x"}, "'x'"), ({"prompts": "a fox\n" * 201, "count": 1}, "python -m dalle_core augment"), ({"count": 0}, "count is '0'"),
-    ({"prompts": "a fox\n" * 11, "count": 100}, "1,100"), ({"prompts": "a" * 3000}, "3,000"), ({"count": float("inf")}, "count is 'inf'"),
+    ({"prompts": "a fox\n" * 11, "count": 100}, "1,100"), ({"prompts": "a" * 30_000}, "30,000"), ({"count": float("inf")}, "count is 'inf'"),
     ({"count": [1]}, "count is"), ({"threshold": "3"}, "from -1 to 1"), ({"threshold": "x"}, "'x'"), ({"threshold": "nan"}, "nan"),
     ({"file": "/etc/passwd"}, "cannot be read here"), ({"file": "gone.csv"}, "cannot be read here"),
 ])  # fmt: skip
