@@ -29,7 +29,6 @@ from dalle_core.studio.fetch import fetched
 from dalle_core.studio.grid import Grid
 from dalle_core.studio.pool import Picture
 from dalle_core.studio.studio import UPDATE_EVERY, Studio, Update
-from demo.handlers import speaks
 from demo.public import visitor
 
 MAX_LIST = 2000  # labels or prompts
@@ -358,7 +357,7 @@ def build(studio: Studio, together: int) -> None:
 
 
 def _add(method, **limits) -> None:
-    index = gr.api(speaks(method), **limits)["id"]
+    index = gr.api(method, **limits)["id"]
     added = gr.context.Context.root_block.fns[index]
     for component in added.inputs:
         component.async_move_resource_to_block_cache = _as_it_is

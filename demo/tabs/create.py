@@ -11,7 +11,7 @@ from dalle_core.request import MAX_SEED
 from dalle_core.studio.pool import MAX_POOL, ranked, to_entry
 from dalle_core.studio.studio import Studio
 from demo import progress
-from demo.handlers import QUIET, speaks, stoppable
+from demo.handlers import QUIET, stoppable
 from demo.pictures import RANKED, preview_grid
 from demo.public import visitor
 from demo.tabs import controls as controls_rows
@@ -159,11 +159,11 @@ class Create:
         reopening = drawing | {"outputs": list(dict.fromkeys([*self.outputs, *controls.restored]))}
         asked = reopen.click(None, None, self.asked_for, js="() => dalleHistory.asked()", api_visibility="private")
         events = [
-            gr.on([controls.generate.click, controls.prompt.submit], speaks(self.draw), **drawing),
-            filled.then(speaks(self.draw), **drawing),
-            chosen.vary.click(speaks(self.draw_like), **drawing),
-            chosen.more.click(speaks(self.draw_more), **drawing),
-            asked.then(speaks(self.open_entry), **reopening),
+            gr.on([controls.generate.click, controls.prompt.submit], self.draw, **drawing),
+            filled.then(self.draw, **drawing),
+            chosen.vary.click(self.draw_like, **drawing),
+            chosen.more.click(self.draw_more, **drawing),
+            asked.then(self.open_entry, **reopening),
         ]
 
         def finish(shown):
@@ -194,9 +194,9 @@ class Create:
             return restored | self.grid.show([picture], RANKED) | {self.grid.order: RANKED}
 
         outputs = list(dict.fromkeys([*self.outputs, self.grid.order, *controls.restored]))
-        self.opened = self.saved.upload(speaks(open_saved), self.saved, outputs, api_visibility="private")
+        self.opened = self.saved.upload(open_saved, self.saved, outputs, api_visibility="private")
         chosen = self.grid.chosen
-        chosen.use_settings.click(speaks(settings_of), chosen.picture, controls.restored, **QUIET)
+        chosen.use_settings.click(settings_of, chosen.picture, controls.restored, **QUIET)
         for event in (demo.load, controls.loaded.change):
             event(None, controls.loaded, None, js="(model) => { dalleHistory.use(model); }", api_visibility="private")
         use_prompt.click(None, None, controls.prompt, js="() => dalleHistory.asked()", api_visibility="private")

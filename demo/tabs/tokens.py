@@ -11,7 +11,6 @@ from PIL import Image, ImageDraw
 from dalle_core import InputError
 from dalle_core.pictures import enlarge, psnr
 from dalle_core.studio.studio import Studio
-from demo.handlers import speaks
 from demo.public import visitor
 from demo.uploads import picture_input
 
@@ -150,13 +149,13 @@ def build(studio: Studio) -> None:
     tab = Tokens(studio)
     outputs = [tab.read, tab.shown, tab.slider, tab.wrong, tab.table]
     tab.upload.input(
-        speaks(tab.reconstruct), tab.upload, [*outputs, tab.number, tab.token, tab.seen, tab.compared], api_visibility="private"
+        tab.reconstruct, tab.upload, [*outputs, tab.number, tab.token, tab.seen, tab.compared], api_visibility="private"
     )
     tab.shown.select(
-        speaks(tab.choose), tab.read, [tab.read, tab.shown, tab.number, tab.token], show_progress="hidden",
+        tab.choose, tab.read, [tab.read, tab.shown, tab.number, tab.token], show_progress="hidden",
         api_visibility="private",
     )  # fmt: skip
     gr.on(
-        [tab.change.click, tab.number.submit], speaks(tab.put), [tab.read, tab.number], outputs, show_progress="hidden",
+        [tab.change.click, tab.number.submit], tab.put, [tab.read, tab.number], outputs, show_progress="hidden",
         api_visibility="private",
     )  # fmt: skip
