@@ -174,7 +174,7 @@ def test_a_million_characters_and_other_scripts(client):
 @pytest.mark.parametrize("way", ["curl", "gradio_client", "MCP"])
 def test_the_readme_s_snippets_draw_the_picture_of_its_python(page, saved, tmp_path, monkeypatch, capsys, way):
     monkeypatch.chdir(tmp_path)
-    text = README.read_text("utf-8").partition("## From programs")[2].partition("\n## ")[0]
+    text = README.read_text(encoding="utf-8").partition("## From programs")[2].partition("\n## ")[0]
     snippets = re.findall(r"```(python|sh)\n(.*?)```", text, re.S)
     by_pipe, by_curl, by_client, by_mcp = (code for _, code in snippets)
     exec(by_pipe.replace('"emoji"', repr(str(saved))), {})
@@ -185,7 +185,7 @@ def test_the_readme_s_snippets_draw_the_picture_of_its_python(page, saved, tmp_p
         said = capsys.readouterr().out
         assert "64 of 64" in said
     else:
-        said = subprocess.run(["bash", "-c", code], capture_output=True, text=True, timeout=60).stdout
+        said = subprocess.run(["bash", "-c", code], capture_output=True, encoding="utf-8", timeout=60).stdout
         assert ("event: complete" in said) == (way == "curl")
     url = re.search(rf"{page}gradio_api/file=[^\s\\\"]+", said)[0]
     assert np.array_equal(np.array(picture(url)), np.array(Image.open("fox.png")))
@@ -398,7 +398,7 @@ def test_a_program_cannot_name_a_file_of_the_server(page, tmp_path):
 
 
 def test_what_is_no_picture_is_a_sentence(page, tmp_path):
-    (tmp_path / "no.png").write_text("this is text")
+    (tmp_path / "no.png").write_text("this is text", encoding="utf-8")
     assert "not a picture" in said(page, "recognise", picture=uploaded(page, tmp_path / "no.png"), labels=["a"])
 
 

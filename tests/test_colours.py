@@ -114,7 +114,7 @@ def test_training_sees_what_the_model_is_given(tmp_path):
     Image.fromarray(np.full((32, 32), 77 * 257, np.uint16)).save(tmp_path / "deep.png")
     Image.new("RGB", (32, 32), (200, 100, 100)).save(tmp_path / "phone.png", icc_profile=display_p3())
     lines = [json.dumps({"file_name": name, "text": "a picture"}) for name in ("deep.png", "phone.png")]
-    (tmp_path / "metadata.jsonl").write_text("\n".join(lines))
+    (tmp_path / "metadata.jsonl").write_text("\n".join(lines), encoding="utf-8")
     dataset = ImageFolder(tmp_path, 32)
     assert np.asarray(dataset.picture(0))[0, 0].tolist() == [77, 77, 77]
     for i, name in enumerate(("deep.png", "phone.png")):
@@ -126,6 +126,6 @@ def test_a_training_picture_that_is_cut_off_is_named(tmp_path):
     path = tmp_path / "cut.png"
     Image.effect_noise((64, 64), 50).save(path)
     path.write_bytes(path.read_bytes()[:1000])
-    (tmp_path / "metadata.jsonl").write_text(json.dumps({"file_name": "cut.png", "text": "a picture"}))
+    (tmp_path / "metadata.jsonl").write_text(json.dumps({"file_name": "cut.png", "text": "a picture"}), encoding="utf-8")
     with pytest.raises(ValueError, match="cut.png cannot be read as a picture"):
         ImageFolder(tmp_path, 32).picture(0)

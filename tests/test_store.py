@@ -106,7 +106,7 @@ def test_a_great_many_tiny_files_count_too(root):
 def test_after_a_restart_everything_is_an_unknown_visitor_s_and_ages_by_its_time(root):
     before = Store(root, visitor_quota=10 * MB)
     old, new = before.folder("ann"), before.folder("ann")
-    (root / "stray").write_text("a file that nobody registered")
+    (root / "stray").write_text("a file that nobody registered", encoding="utf-8")
     aged(old, 100), aged(root / "stray", 100)
     future = before.folder("ann")
     os.utime(future, (time.time() + 10**6,) * 2)
@@ -172,9 +172,9 @@ def upload(cache, letter: str, size: int, age: float) -> Path:
 
 def test_uploads_and_what_is_left_of_unfinished_ones_go_with_age(root, cache):
     old, new = upload(cache, "a", 10, 1000), upload(cache, "b", 10, 10)
-    (cache / "tmpabc_1234").write_text("half an upload")
+    (cache / "tmpabc_1234").write_text("half an upload", encoding="utf-8")
     (cache / "other-program").mkdir()
-    (cache / "tmpabcd1235").write_text("on its way")
+    (cache / "tmpabcd1235").write_text("on its way", encoding="utf-8")
     icon = upload(cache, "c", 10, 1000)
     for path in ("tmpabc_1234", "other-program"):
         aged(cache / path, 1000)

@@ -42,11 +42,11 @@ def clip(folder):
     tokenizer.train_from_iterator([TEXT] * 3, 400)
     (folder / "clip").mkdir()
     tokenizer.save_model(str(folder / "clip"))
-    vocab = json.loads((folder / "clip" / "vocab.json").read_text())
+    vocab = json.loads((folder / "clip" / "vocab.json").read_text(encoding="utf-8"))
     for mark in ("<|startoftext|>", "<|endoftext|>"):
         vocab[mark] = len(vocab)
-    (folder / "clip" / "vocab.json").write_text(json.dumps(vocab))
-    (folder / "clip" / "config.json").write_text('{"model_type": "clip"}')
+    (folder / "clip" / "vocab.json").write_text(json.dumps(vocab), encoding="utf-8")
+    (folder / "clip" / "config.json").write_text('{"model_type": "clip"}', encoding="utf-8")
     return AutoTokenizer.from_pretrained(folder / "clip", trust_remote_code=False)
 
 
