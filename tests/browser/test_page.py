@@ -67,7 +67,7 @@ def test_stop_half_way_stops_the_work_and_keeps_what_was_drawn(page, gate, how):
     assert is_closed(page, gate), "the sampling went on after Stop"
     expect(page.locator("#status")).to_contain_text("Stopped")
     expect(previews(page)).to_have_count(4)
-    expect(page.get_by_role("button", name="Stop")).to_be_disabled()
+    expect(page.locator("#stop")).to_be_disabled()
     gate.open.set()
     generate(page, gate)
 
@@ -79,7 +79,7 @@ def test_a_finished_grid_stays_until_the_next_has_something_to_show(page, gate):
     prompt(page).press("Enter")
     expect(page.get_by_text("The prompt is empty")).to_be_visible()
     assert captions(page) == before
-    expect(page.get_by_role("button", name="Stop")).to_be_disabled()
+    expect(page.locator("#stop")).to_be_disabled()
     generate(page, gate, "two apples")  # the page goes on
 
 
@@ -131,7 +131,7 @@ def test_the_place_in_the_queue_is_seen_and_can_be_given_up(page, gate, served):
     assert place.evaluate(clipped) is None
     second.keyboard.press("Escape")
     expect(place).to_have_count(0)
-    expect(second.get_by_role("button", name="Stop")).to_be_disabled()
+    expect(second.locator("#stop")).to_be_disabled()
     gate.open.set()
     expect(page.locator("#status")).to_contain_text("ranked by CLIP")
     second.wait_for_timeout(1000)  # long enough for its four tiny pictures, had it kept its place
