@@ -150,9 +150,11 @@ def figures(args, asked: list[Asked], full: list, lengths: list[int], alone: dic
     memory = next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmRSS"))
     slowest = max(drawn, key=lambda one: one.seconds)
     found = {
-        "visitors": args.visitors, "seconds": round(elapsed, 1), "drawings": len(drawn), "refused": sorted({one.said for one in asked if one.said}),
-        "times_queue_was_full": len(full), "longest_queue": max(lengths), "mixed_up": len(mixed), "slowest_s": round(slowest.seconds, 1),
-        "its_place": slowest.place, "alone_s": round(min(one.seconds for one in alone.values()), 2), "most_overtaken_by": max(overtaken, 0),
+        "visitors": args.visitors, "seconds": round(elapsed, 1), "drawings": len(drawn),
+        "refused": sorted({one.said for one in asked if one.said}), "times_queue_was_full": len(full),
+        "longest_queue": max(lengths), "mixed_up": len(mixed), "slowest_s": round(slowest.seconds, 1),
+        "its_place": slowest.place, "alone_s": round(min(one.seconds for one in alone.values()), 2),
+        "most_overtaken_by": max(overtaken, 0),
         "files_mib": round(size / 2**20, 1), "resident_memory_gib": round(memory / 2**20, 2),
     }  # fmt: skip
     wrong = {

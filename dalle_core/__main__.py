@@ -12,8 +12,9 @@ from dalle_core.augment import augment, cut_prompts, read_prompts
 from dalle_core.catalogue import load
 from dalle_core.convert import convert
 from dalle_core.errors import InputError, ModelError
-from dalle_core.pictures import enlarge, recipe, save_png
+from dalle_core.pictures import enlarge, save_png
 from dalle_core.pipeline import DallePipeline
+from dalle_core.recipe import drawn
 
 
 def tell(line: str) -> None:
@@ -38,8 +39,9 @@ def sample_command(args: argparse.Namespace) -> None:
     generation = step.generation
     if generation.dropped_prompt:
         tell(f"The prompt is longer than this model reads; it stops before: {generation.dropped_prompt[:120]}")
-    for rank, candidate in enumerate(generation.candidates[: args.best], 1):
-        path = save_png(enlarge(candidate.image), recipe(generation, candidate, pipe.name, pipe.revision), args.out)
+    found = zip(generation.candidates, drawn(generation, pipe.name, pipe.revision))
+    for rank, (candidate, one) in enumerate(list(found)[: args.best], 1):
+        path = save_png(enlarge(candidate.image), one.to_json(), args.out)
         score = "not ranked" if candidate.score is None else f"{candidate.score:.3f}"
         tell(f"#{rank:<3} {score}  {path}")
 

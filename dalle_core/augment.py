@@ -13,7 +13,7 @@ import io
 import json
 import os
 import re
-import tempfile
+import secrets
 import zipfile
 from collections.abc import Iterator
 from contextlib import closing
@@ -26,10 +26,11 @@ from filelock import FileLock, Timeout
 
 from dalle_core.errors import InputError
 from dalle_core.int8 import is_quantized
-from dalle_core.pictures import png, recipe
+from dalle_core.pictures import png
 from dalle_core.pipeline import DallePipeline, Generation
+from dalle_core.recipe import drawn
+from dalle_core.request import MAX_PROMPT
 
-MAX_PROMPT = 2000  # characters
 MAX_COUNT = 1_000_000  # pictures of one prompt
 MAX_ROWS = 1_000_000
 MAX_BYTES = 200_000_000  # of a file of prompts
@@ -376,11 +377,12 @@ def _save(out: Path, generation: Generation, names: dict, listed: set, pipe: Dal
     """Writes the block's pictures that are kept, then their lines; `listed` grows by their names."""
     threshold, best = settings["threshold"], settings["best"]
     lines, kept = [], []
-    for candidate in generation.candidates[:best]:  # best first
+    found = zip(generation.candidates, drawn(generation, pipe.name, pipe.revision))  # best first
+    for candidate, one in list(found)[:best]:
         name = names[candidate.index]
         if (threshold is not None and candidate.score < threshold) or name in listed:
             continue
-        facts = recipe(generation, candidate, pipe.name, pipe.revision)
+        facts = one.to_json()
         _write(out / name, png(candidate.image, facts))
         del facts["tokens"], facts["varied"]  # in the picture
         lines.append({"file_name": name, "text": facts.pop("prompt")} | facts)
@@ -460,11 +462,14 @@ def archive(out: str | Path, target: str | Path) -> int:
     out, target = Path(out), Path(target)
     content = _metadata(out)
     names = [json.loads(line)["file_name"] for line in content.splitlines()]
-    with tempfile.NamedTemporaryFile(dir=target.parent, delete=False) as part:
+    part = target.with_name(f".{secrets.token_hex(8)}")
+    try:
         with zipfile.ZipFile(part, "w", zipfile.ZIP_STORED) as zip_:  # PNGs are compressed already
             for name in names:
                 zip_.write(out / name, name)
             zip_.writestr("metadata.jsonl", content)
             zip_.write(out / "README.md", "README.md")
-    os.replace(part.name, target)
+        os.replace(part, target)
+    finally:
+        part.unlink(missing_ok=True)
     return len(names)

@@ -61,9 +61,18 @@ def _winograd(conv: nn.Conv2d) -> nn.Conv2d:
     return quick
 
 
+def _computes_in_bfloat16() -> bool:
+    try:  # PyTorch's own questions; the first one asks oneDNN, which may be told to leave out what the CPU has
+        if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+            return False
+        return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    except (AttributeError, RuntimeError):
+        return False
+
+
 def narrow(model: VQModel) -> None:
     """The decoder in bfloat16, if this CPU computes in it: about half the time. The embedded model's pixels are off by half a
     level of 255 or less on average; see `benchmarks.pixels` for a deeper decoder."""
-    if any(getattr(torch.cpu, name, bool)() for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported")):
+    if _computes_in_bfloat16():
         model.post_quant_conv.to(torch.bfloat16)
         model.decoder.to(torch.bfloat16)

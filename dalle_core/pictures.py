@@ -27,23 +27,6 @@ def psnr(a: Image.Image, b: Image.Image) -> float:
     return float(10 * np.log10(255**2 / max(squares.mean(), 1e-6)))
 
 
-def recipe(generation, candidate, model: str, revision: str = "", varied: bool = False) -> dict:
-    """All that it takes to draw a candidate again, and its image tokens. varied: some of them were given, not drawn, so that
-    prompt, seed and settings alone make another picture."""
-    return {
-        "model": model,
-        "revision": revision,
-        "varied": varied,
-        "prompt": generation.prompt,
-        "negative_prompt": generation.negative_prompt,
-        "seed": candidate.seed,
-        "index": candidate.index,
-        "score": candidate.score,
-        "settings": generation.settings,
-        "tokens": candidate.tokens.tolist(),
-    }
-
-
 def file_name(prompt: str, seed: int, index: int) -> str:
     """"a red fox", 7, 3 -> "a-red-fox_seed7_3.png"; other characters than letters and digits become dashes."""
     words = re.sub(r"[^\w]+", "-", prompt.lower()).strip("-_")[:60]

@@ -58,9 +58,9 @@ def create_demo(studio: Studio, together: int = 4) -> gr.Blocks:
                 dataset.build(studio, together)
             with gr.Tab("Model", id="model") as tab:
                 model.build(studio, tab)
-        create.chosen.complete.click(
+        create.grid.chosen.complete.click(
             lambda chosen, text: (chosen.path if chosen else None, text, gr.Tabs(selected="complete")),
-            [create.chosen.picture, create.controls.prompt], [picture, words, tabs],
+            [create.grid.chosen.picture, create.controls.prompt], [picture, words, tabs],
             api_visibility="private", show_progress="hidden",
         ).then(**opening)  # fmt: skip
         # A picture may be dropped on any tab; what it restores is on the first.

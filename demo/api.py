@@ -29,7 +29,6 @@ from dalle_core.studio.fetch import fetched
 from dalle_core.studio.grid import Grid
 from dalle_core.studio.pool import Picture
 from dalle_core.studio.studio import UPDATE_EVERY, Studio, Update
-from demo.handlers import speaks
 from demo.public import visitor
 
 MAX_LIST = 2000  # labels or prompts
@@ -326,18 +325,21 @@ class Endpoints:
                 yield shown(request, drawing(request, update) | {"unread": unread})
 
     def _file(self, request: gr.Request, picture: FileData) -> str:
-        """The path of a picture: as it came, for the studio to judge; of one of ours; or of what is fetched from the web."""
+        """The path of a picture: as it came, for the studio to judge; of one of ours; of what a data: URL holds; or of what is
+        fetched from the web. Raises InputError."""
         path = picture.get("path") if isinstance(picture, dict) else picture
         if not isinstance(path, str):
             raise InputError("A picture must be a file that was uploaded, or the address of one.")
-        if not is_http_url_like(path):
-            return path
-        ours = address(request, "")
+        ours, caller, budgets = address(request, ""), visitor(request), self.studio.budgets
         if path.startswith(ours):
             return unquote(path[len(ours) :])
-        caller, budgets = visitor(request), self.studio.budgets
-        with budgets.running(caller):  # an address that is slow to answer holds a place of the queue
-            content = fetched(path)
+        if path.startswith("data:"):
+            content = inline(path)
+        elif is_http_url_like(path):
+            with budgets.running(caller):  # an address that is slow to answer holds a place of the queue
+                content = fetched(path)
+        else:
+            return path
         budgets.spend(caller, upload_bytes=len(content))
         return str(self.studio.store.write(caller, "picture", content))
 
@@ -355,7 +357,7 @@ def build(studio: Studio, together: int) -> None:
 
 
 def _add(method, **limits) -> None:
-    index = gr.api(speaks(method), **limits)["id"]
+    index = gr.api(method, **limits)["id"]
     added = gr.context.Context.root_block.fns[index]
     for component in added.inputs:
         component.async_move_resource_to_block_cache = _as_it_is
@@ -408,6 +410,14 @@ def settings(picture: Picture) -> dict:
         "prompt": used.prompt, "negative_prompt": used.negative_prompt, **used.settings, "seed": picture.drawn.seed,
         "model": used.model, "revision": used.revision,
     }  # fmt: skip
+
+
+def inline(url: str) -> bytes:
+    """What a data: URL holds. Raises InputError."""
+    try:
+        return base64.b64decode(url.partition(";base64,")[2], validate=True)
+    except ValueError:
+        raise InputError("This data: URL is damaged: after “;base64,” it holds something else.") from None
 
 
 def data_uri(image: Image.Image) -> str:

@@ -2,7 +2,6 @@
 
 import gradio as gr
 
-from demo.handlers import speaks
 from demo.public import visitor
 
 
@@ -15,7 +14,7 @@ def download(button: gr.Button, make, inputs: list) -> None:
     # A button that is hidden, but there: its value comes to the browser as a link.
     file = gr.DownloadButton(elem_classes="offstage")
     button.click(
-        speaks(prepare), inputs, file, api_visibility="private", show_progress="hidden", concurrency_limit=4
+        prepare, inputs, file, api_visibility="private", show_progress="hidden", concurrency_limit=4
     ).success(
         None, file, None, api_visibility="private",
         js="""(file) => {

@@ -1,48 +1,14 @@
-"""What the handlers of all tabs share: errors become sentences on the page, sliders leave the checking to the request."""
+"""What the handlers of all tabs share. They raise what they like: `Page` makes a sentence of it."""
 
-import inspect
 import logging
-from functools import wraps
 
 import gradio as gr
 
-from dalle_core import InputError, ModelError
+from dalle_core import InputError
 from dalle_core.request import MAX_SEED
 
 log = logging.getLogger(__name__)
 QUIET = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}  # of events that only rearrange the page
-
-
-def speaks(handler):
-    """The handler, or generator, with what it raises as a gr.Error: a sentence for the visitor. The traceback of what nobody
-    expected goes to the log."""
-    if inspect.isgeneratorfunction(handler):
-
-        @wraps(handler)
-        def call(*args, **kwargs):
-            try:
-                yield from handler(*args, **kwargs)
-            except Exception as error:
-                raise sentence(error) from None
-    else:
-
-        @wraps(handler)
-        def call(*args, **kwargs):
-            try:
-                return handler(*args, **kwargs)
-            except Exception as error:
-                raise sentence(error) from None
-
-    return call
-
-
-def sentence(error: Exception) -> gr.Error:
-    if isinstance(error, gr.Error):
-        return error
-    if isinstance(error, (InputError, ModelError)):
-        return gr.Error(str(error), duration=10, print_exception=False)
-    log.error("a handler failed", exc_info=error)
-    return gr.Error("This failed. The server's log says why; try again.", print_exception=False)
 
 
 def checked_later(slider: gr.Slider) -> gr.Slider:

@@ -113,7 +113,7 @@ footer .divider { display: none; }  /* Gradio's, after the last link */
 #stroke polyline { fill: none; stroke: #e8590c; stroke-width: 2.5; stroke-linecap: round; opacity: .8; }
 #chosen { background: transparent; }
 #chosen img { border-radius: 14px; background: #fff; }
-#chosen :is(button:has(img), .image-frame, img) { width: 100%; }
+#chosen :is(button:has(img), .image-frame, img) { width: 100%; object-fit: contain; }
 .stop:disabled { display: none; }
 .figures, #model-card { contain: inline-size; overflow-x: auto; }  /* a wide table does not widen a phone's page */
 /* Chinese lines break between any two signs: short words of the interface should not. */

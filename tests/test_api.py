@@ -204,6 +204,7 @@ def test_the_rows_at_the_top_stay(page, client, tiny_pipeline, fox):
         client.predict(tokens=tokens, keep=keep, **asked, api_name="/complete"),
         streamed(page, "complete", picture={"path": uploaded(page, fox)}, keep=keep, **asked)[-1][1][0],
         streamed(page, "complete", picture=uploaded(page, fox), rows=2, **asked)[-1][1][0],
+        streamed(page, "complete", picture="data:image/png;base64," + base64.b64encode(fox.read_bytes()).decode(), rows=2, **asked)[-1][1][0],
     ]
     for found in ways:
         assert [one["tokens"] for one in found["candidates"]] == [one.tokens.tolist() for one in expected]
@@ -322,6 +323,7 @@ WRONG = [
     ("decode", {"tokens": [[0] * 1000] * 1000}, "shape"), ("decode", {"tokens": [[1], [1, 2]]}, "grid of numbers"),
     ("recognise", {"picture": None}, "A picture must be a file"), ("recognise", {"picture": [1]}, "A picture must be a file"),
     ("recognise", {"picture": {"path": 7}}, "cannot be read here"), ("recognise", {"picture": ""}, "Choose a picture first"),
+    ("recognise", {"picture": "data:image/png;base64,*"}, "data: URL is damaged"), ("recognise", {"picture": "data:,"}, "not a picture"),
     ("recognise", {"picture": "x", "labels": "a fox"}, "labels must be a list of texts"),
     ("recognise", {"picture": "x", "labels": [["a"]]}, "Each of the labels must be text"),
     ("recognise", {"picture": "x", "labels": ["a"] * 10**5}, "2,000 are the most"),

@@ -12,12 +12,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from dalle_core import InputError, augment
 from dalle_core.__main__ import main
 from dalle_core.augment import Row, archive, read_prompts, rows_of
+from dalle_core.catalogue import load
 from dalle_core.training.data import ImageFolder, open_dataset
 from demo.tabs.dataset import asked_for
 
@@ -174,7 +174,7 @@ def test_closed_between_two_tokens_it_goes_on_and_draws_only_the_rest(whole, own
     assert run(own_pipeline, tmp_path / "out").drawn == 8 and len(asked) == before + 1  # finished: nothing is drawn
 
 
-def test_a_process_that_is_killed_goes_on(tiny_pipeline, saved, tmp_path):
+def test_a_process_that_is_killed_goes_on(saved, tmp_path):
     (tmp_path / "prompts.txt").write_text("a red fox\ntwo apples\n", encoding="utf-8")
     arguments = ["augment", str(tmp_path / "prompts.txt"), str(tmp_path / "out"), "--model", str(saved), "--count", "3000"]
     process = subprocess.Popen([sys.executable, "-m", "dalle_core", *arguments], cwd=ROOT, stderr=subprocess.DEVNULL)
@@ -186,7 +186,7 @@ def test_a_process_that_is_killed_goes_on(tiny_pipeline, saved, tmp_path):
     process.send_signal(signal.SIGKILL)
     process.wait()
     rows = [Row("a red fox", 3000), Row("two apples", 3000)]
-    steps = augment.augment(tiny_pipeline, rows, tmp_path / "out")
+    steps = augment.augment(load(saved), rows, tmp_path / "out")
     first = next(steps)
     assert 0 < first.kept and first.drawn % 16 == 0
     while next(steps).drawn < first.drawn + 32:
@@ -275,6 +275,14 @@ def test_without_clip_everything_is_kept_and_nothing_judged(own_pipeline, tmp_pa
     assert {line["score"] for line in lines(tmp_path)} == {None}
 
 
+def test_a_zip_that_cannot_be_finished_leaves_nothing(whole, tmp_path):
+    (whole / "README.md").unlink()
+    (tmp_path / "zips").mkdir()
+    with pytest.raises(FileNotFoundError):
+        archive(whole, tmp_path / "zips" / "a.zip")
+    assert list((tmp_path / "zips").iterdir()) == []
+
+
 # ---------------------------------------------------------------- tables of prompts
 
 
@@ -303,7 +311,7 @@ def test_tables(tmp_path, content, expected):
         (b"prompt,count\na,x\n", "'x'"), (b"prompt,count\na,0\n", "from 1"), (b"prompt,count\na," + b"9" * 5000, "count is"),
         ("prompt\nFüchse\n".encode("latin-1"), "not UTF-8 text (line 2)"), (b"prompt\na\x00b\n", "line 2 holds a zero byte"),
         ("prompt\na fox\n".encode("utf-16-le"), "zero byte"), (b"\xff\xfea", "is not UTF-8"),
-        (b"prompt\n" + b"a" * 3000, "3,000 characters"), (b"prompt\n" + b"a" * 300_000, "cannot be read as CSV"),
+        (b"prompt\n" + b"a" * 30_000, "30,000 characters"), (b"prompt\n" + b"a" * 300_000, "cannot be read as CSV"),
         (b'prompt\n"a fox\ntwo apples\n', "cannot be read as CSV"), (b"\x89PNG\r\n\x1a\n", "is not UTF-8"),
     ],
 )  # fmt: skip

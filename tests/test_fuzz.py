@@ -25,10 +25,8 @@ texts = st.text(max_size=40) | st.sampled_from([
     "prompt,count\na,2", "NaN", "inf", "１２", "–", "None", "[]", "seed", "prompt", "top_p", "temperature",
 ])  # fmt: skip
 scalars = st.none() | st.booleans() | numbers | texts
-anything = st.recursive(
-    scalars, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.sampled_from(["path", "url", "meta", "__type__", "value", "x"]), inner, max_size=3),
-    max_leaves=6,
-)  # fmt: skip
+keys = st.sampled_from(["path", "url", "meta", "__type__", "value", "x"])
+anything = st.recursive(scalars, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(keys, inner, max_size=3), max_leaves=6)
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +35,8 @@ def page(tiny_pipeline, tmp_path_factory):
     patch.setenv("GRADIO_TEMP_DIR", str(tmp_path_factory.mktemp("gradio")))
     patch.setattr(public, "RATE", public.parse("1000000/minute"))
     studio = open_studio(tiny_pipeline, "tiny", public=True)
-    studio.budgets = Budgets(replace(PUBLIC, places=1000, running=1000, candidates=None, previews=None, labels=None, seconds=None))
+    budget = replace(PUBLIC, places=1000, running=1000, candidates=None, previews=None, labels=None, seconds=None)
+    studio.budgets = Budgets(budget)
     demo = create_demo(studio)
     _, url, _ = demo.launch(prevent_thread_lock=True, quiet=True, **launch_options(studio, public=True))
     with httpx.Client(base_url=f"{url}gradio_api/", timeout=60) as web:
@@ -50,7 +49,8 @@ def page(tiny_pipeline, tmp_path_factory):
 def picture(page) -> dict:
     file = io.BytesIO()
     Image.effect_noise((64, 64), 50).save(file, "PNG")
-    return {"path": page.post("upload", files={"files": ("a.png", file.getvalue())}).json()[0], "meta": {"_type": "gradio.FileData"}}
+    [path] = page.post("upload", files={"files": ("a.png", file.getvalue())}).json()
+    return {"path": path, "meta": {"_type": "gradio.FileData"}}
 
 
 USUAL = {

@@ -48,18 +48,18 @@ def imported(path: Path) -> set[str]:
 def test_imports_point_one_way():
     """app -> demo -> pipeline -> {engine, sampling, rerank} -> priors -> libraries."""
     allowed = {
-        "decoder": {"winograd"}, "errors": set(), "rows": set(), "sampling": set(), "text_normalizer": set(), "winograd": set(),
+        "decoder": {"winograd"}, "errors": set(), "request": {"errors"}, "recipe": {"errors", "request"}, "rows": set(), "sampling": set(), "text_normalizer": set(), "winograd": set(),
         "gpt_prior": {"rows"}, "bart_prior": {"rows"}, "image_tokenizer": {"errors"},
         "text_tokenizer": {"errors", "text_normalizer"}, "rerank": {"text_tokenizer"}, "engine": {"memory", "sampling"},
         "memory": {"errors"}, "int8": {"errors", "memory", "rows"}, "packed": {"errors", "memory", "rows"},
         "pipeline": {
-            "bart_prior", "engine", "errors", "gpt_prior", "image_tokenizer", "int8", "memory", "rerank", "sampling",
+            "bart_prior", "engine", "errors", "gpt_prior", "image_tokenizer", "int8", "memory", "request", "rerank", "sampling",
             "text_normalizer", "text_tokenizer",
         },
         "downloads": {"errors", "memory"},
         "catalogue": {"bart_prior", "checkpoints", "decoder", "downloads", "errors", "gpt_prior", "image_tokenizer", "int8", "memory", "packed", "pipeline", "text_tokenizer"},
-        "convert": {"catalogue", "downloads", "errors", "memory"}, "pictures": set(), "compare": {"errors"}, "augment": {"errors", "int8", "pictures", "pipeline"},
-        "__main__": {"augment", "catalogue", "convert", "errors", "pictures", "pipeline"},
+        "convert": {"catalogue", "downloads", "errors", "memory"}, "pictures": set(), "compare": {"errors", "pictures", "request"}, "augment": {"errors", "int8", "pictures", "pipeline", "recipe", "request"},
+        "__main__": {"augment", "catalogue", "convert", "errors", "pictures", "pipeline", "recipe"},
     }  # fmt: skip
     core = ROOT / "dalle_core"
     assert {path.stem for path in core.glob("*.py")} == set(allowed) | {"__init__"}

@@ -16,7 +16,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import torch
 from PIL import Image
 
 from dalle_core import image_tokenizer
@@ -156,7 +155,7 @@ class Studio:
     def tile(self, visitor: str, picture: Picture) -> tuple[Image.Image, Path]:
         """(the seamless tile of a picture, as a file too). The file has no recipe: dropped on the page, it would come back as
         the picture and not as the tile."""
-        with sentences("The tile"), self.holder.hold() as pipe:
+        with sentences("The tile"), self.holder.hold():
             self.check_model(picture)
             self.budgets.spend(visitor, candidates=1)
             [tile] = self._compute("tile", picture.drawn.tokens)

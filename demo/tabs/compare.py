@@ -10,7 +10,7 @@ from dalle_core.request import MAX_PROMPT, DrawingRequest
 from dalle_core.studio.studio import ANY_TOP_K, GridUpdate, Studio
 from demo import progress
 from demo.downloads import download
-from demo.handlers import QUIET, checked_later, parse_seed, speaks, stoppable
+from demo.handlers import QUIET, checked_later, parse_seed, stoppable
 from demo.public import visitor
 
 NOTHING = "–"
@@ -102,7 +102,7 @@ def build(studio: Studio, together: int) -> None:
     starts = [tab.go.click, tab.prompt.submit]
     stoppable(starts, tab.stop)
     event = gr.on(
-        starts, speaks(tab.compare),
+        starts, tab.compare,
         [tab.prompt, tab.x, tab.x_values, tab.y, tab.y_values, tab.count, tab.seed, tab.negative],
         [tab.status, tab.grid, tab.sheet, tab.drawn], api_visibility="private", show_progress="minimal",
         show_progress_on=tab.status, concurrency_id="sampling", concurrency_limit=together, trigger_mode="once",

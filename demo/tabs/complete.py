@@ -13,7 +13,7 @@ from dalle_core.request import MAX_PROMPT, DrawingRequest
 from dalle_core.studio.pool import to_entry
 from dalle_core.studio.studio import Studio
 from demo import progress, static
-from demo.handlers import QUIET, checked_later, parse_seed, speaks, stoppable
+from demo.handlers import QUIET, checked_later, parse_seed, stoppable
 from demo.pictures import gallery_items, preview_grid
 from demo.public import visitor
 from demo.tabs.tokens import with_grid
@@ -174,16 +174,16 @@ class Complete:
     def edit_events(self, tab: gr.Tab, together: int) -> dict:
         """Returns the event that opens a picture."""
         opening = dict(
-            fn=speaks(self.take), inputs=[self.upload, self.side, self.rows],
+            fn=self.take, inputs=[self.upload, self.side, self.rows],
             outputs=[self.opened, self.keep, self.view, *self.unused], api_visibility="private", concurrency_limit=together,
         )  # fmt: skip
         self.upload.input(**opening)
         gr.on(
-            [self.rows.change, self.side.change], speaks(self.keep_edge), [self.opened, self.side, self.rows],
+            [self.rows.change, self.side.change], self.keep_edge, [self.opened, self.side, self.rows],
             [self.keep, self.view], show_progress="hidden", trigger_mode="always_last", api_visibility="private",
         )  # fmt: skip
         self.painted.click(
-            speaks(self.paint), [self.stroke, self.opened, self.keep, self.brush], [self.keep, self.view],
+            self.paint, [self.stroke, self.opened, self.keep, self.brush], [self.keep, self.view],
             show_progress="hidden", api_visibility="private",
             js="(stroke, ...values) => [dallePaint.stroke(), ...values]",
         )  # fmt: skip
@@ -197,7 +197,7 @@ class Complete:
             ends = loaded.limits.grid_size, loaded.limits.max_candidates
             return [gr.update(maximum=end, value=min(value, end)) for value, end in zip(values, ends)]
 
-        tab.select(speaks(fitted), [self.rows, self.count], [self.rows, self.count], **QUIET)
+        tab.select(fitted, [self.rows, self.count], [self.rows, self.count], **QUIET)
         return opening
 
     # ------------------------------------------------------------ drawing
@@ -235,7 +235,7 @@ class Complete:
         starts = [self.go.click, self.prompt.submit]
         stoppable(starts, self.stop)
         event = gr.on(
-            starts, speaks(self.draw), [self.opened, self.keep, self.prompt, self.count, self.seed, save_recipe],
+            starts, self.draw, [self.opened, self.keep, self.prompt, self.count, self.seed, save_recipe],
             [self.gallery, self.status, self.previews, self.pictures, self.chosen, self.more, self.entry],
             api_visibility="private", show_progress="minimal", show_progress_on=self.status, concurrency_id="sampling",
             concurrency_limit=together, trigger_mode="once",
@@ -258,7 +258,7 @@ class Complete:
                 raise InputError("Choose a picture first.")
             return chosen.path
 
-        self.gallery.select(speaks(choose), self.pictures, self.chosen, **QUIET)
+        self.gallery.select(choose, self.pictures, self.chosen, **QUIET)
         self.again.click(
-            speaks(hand_on), self.chosen, self.upload, show_progress="hidden", api_visibility="private"
+            hand_on, self.chosen, self.upload, show_progress="hidden", api_visibility="private"
         ).then(**opening)  # fmt: skip

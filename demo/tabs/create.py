@@ -11,14 +11,12 @@ from dalle_core.request import MAX_SEED
 from dalle_core.studio.pool import MAX_POOL, ranked, to_entry
 from dalle_core.studio.studio import Studio
 from demo import progress
-from demo.handlers import QUIET, speaks, stoppable
-from demo.pictures import RANKED, SAMPLED, gallery_items, in_order, preview_grid
+from demo.handlers import QUIET, stoppable
+from demo.pictures import RANKED, preview_grid
 from demo.public import visitor
-from demo.tabs import chosen as chosen_column
 from demo.tabs import controls as controls_rows
 from demo.tabs import history, vote
-
-EMPTY = '<div class="empty">Your candidates appear here, best first.<br>Try one of the examples above.</div>'
+from demo.tabs.grid import Grid
 
 
 def half(seed: int, grid: int) -> torch.Tensor:
@@ -36,64 +34,25 @@ class Create:
         """Adds the tab to the Blocks being built; `together` people may draw at once."""
         self.studio = studio
         self.controls = controls_rows.build(studio)
-        self._show()
-        opened = controls_rows.choose_model(studio, self.controls, demo, self.status)
-        controls_rows.follow_links(studio, self.controls, opened)
-        self._draw_events(together)
-        self._pool_events()
-        self._open_events(demo)
-
-    def _show(self) -> None:
-        """Everything below the controls."""
-        most = self.studio.holder.loaded.limits.max_candidates
-        self.kept = gr.State([])  # the pool on show, best first
-        self.status = gr.HTML("", elem_id="status")
-        self.notice = gr.HTML("", elem_id="notice")
-        with gr.Row():
-            with gr.Column(scale=3):
-                with gr.Row(elem_id="order-row", elem_classes="unused") as self.order_row:
-                    self.order = gr.Radio(
-                        [RANKED, SAMPLED], value=RANKED, show_label=False, label="Order", elem_id="order", container=False, scale=3
-                    )
-                    self.best = gr.Slider(
-                        1, max(most, 2), most, step=1, label="Show the best", elem_id="best", scale=2, min_width=200, buttons=[],
-                    )  # fmt: skip
-                    self.rejected = gr.Checkbox(False, label="The rejected", elem_id="rejected", scale=1, min_width=120)
-                self.empty = gr.HTML(EMPTY)
-                self.previews = gr.HTML("", label="Previews", elem_id="previews")
-                self.gallery = gr.Gallery(
-                    columns=4, format="png", object_fit="contain", allow_preview=False, show_label=False, height="auto",
-                    label="Candidates", elem_id="gallery", elem_classes="unused", buttons=[],
-                )  # fmt: skip
-            with gr.Column(scale=2, min_width=300):
-                self.chosen = chosen_column.build(self.studio, self.kept, self.controls.save_recipe)
-        vote.build(self.kept)
+        self.status, self.notice = gr.HTML("", elem_id="status"), gr.HTML("", elem_id="notice")
+        self.grid = Grid(studio, self.controls.save_recipe)
+        vote.build(self.grid.kept)
         with gr.Row(elem_id="open-row"):
             self.saved = gr.UploadButton(
                 "Open a picture that was saved here", file_types=[".png"], elem_id="open-saved", size="sm"
             )
         gr.HTML(history.FOLD)
-
-    # ------------------------------------------------------------ what is on show
+        opened = controls_rows.choose_model(studio, self.controls, demo, self.status)
+        controls_rows.follow_links(studio, self.controls, opened)
+        self._draw_events(together)
+        self._open_events(demo)
 
     @property
     def outputs(self) -> list:
         controls = self.controls
         return [
-            self.status, self.notice, self.order_row, self.best, self.rejected, self.empty, self.previews, self.gallery, self.kept,
-            *self.chosen.outputs, self.entry, controls.seed, controls.drawn, controls.stop,
-        ]  # fmt: skip
-
-    def pool(self, pictures: list, order: str) -> dict:
-        """A whole pool on show, its best one chosen."""
-        return {
-            self.gallery: gr.update(
-                value=gallery_items(pictures, order), elem_classes=["ranked"] if order == RANKED else []
-            ),
-            self.kept: pictures, self.previews: "", self.empty: gr.update(elem_classes="unused"),
-            self.order_row: gr.update(elem_classes=[]), self.rejected: False,
-            self.best: gr.update(maximum=max(len(pictures), 2), value=len(pictures)),  # Gradio makes no slider from 1 to 1
-        } | self.chosen.show(pictures[0], pictures)  # fmt: skip
+            self.status, self.notice, *self.grid.outputs, self.entry, controls.seed, controls.drawn, controls.stop
+        ]
 
     # ------------------------------------------------------------ drawing
 
@@ -122,20 +81,20 @@ class Create:
                     if asked.seed is None:
                         shown[controls.drawn] = str(step.seed)
                 if step.previews is not None and not before:
-                    shown[self.previews] = preview_grid(step.previews)
+                    shown[self.grid.previews] = preview_grid(step.previews)
                     if not seen:  # from here on the grid before is gone
-                        seen, unused = True, gr.update(elem_classes="unused")
-                        shown |= {self.gallery: unused, self.empty: unused, self.order_row: unused, self.kept: []} | self.chosen.hide()
+                        seen = True
+                        shown |= self.grid.clear()
                 if step.pictures is None:
                     yield shown
         pictures = ranked([*before, *step.pictures])
-        yield shown | self.pool(pictures, values[self.order]) | {
+        yield shown | self.grid.show(pictures, values[self.grid.order]) | {
             self.notice: progress.cut(step) + after, self.entry: to_entry(pictures), controls.stop: gr.update(interactive=False),
         }  # fmt: skip
 
     def draw_like(self, request: gr.Request, values: dict):
         """Variations: half of the chosen picture's tokens are kept."""
-        picture = values[self.chosen.picture]
+        picture = values[self.grid.chosen.picture]
         if picture is None:
             raise InputError("Choose a picture first.")
         self.studio.check_model(picture)
@@ -149,7 +108,7 @@ class Create:
 
     def draw_more(self, request: gr.Request, values: dict):
         """More candidates of the pool's own prompt and settings, with the next seed."""
-        pool = values[self.kept]
+        pool = values[self.grid.kept]
         if not pool:
             raise InputError("Draw something first.")
         first, asked = pool[0], pool[0].drawn.request
@@ -174,19 +133,19 @@ class Create:
                     line = progress.line(f"Drawing {len(pictures)} of {total} again")
                     yield {self.status: line, self.controls.stop: gr.update(interactive=True)}
         first = pictures[0].drawn
-        yield self.pool(pictures, values[self.order]) | self.controls.restore(first.request, first.seed) | {
+        yield self.grid.show(pictures, values[self.grid.order]) | self.controls.restore(first.request, first.seed) | {
             self.status: progress.line(f"{total} candidates from the history"), self.notice: "",
             self.controls.keep_seed: gr.skip(), self.controls.stop: gr.update(interactive=False),
         }  # fmt: skip
 
     def _draw_events(self, together: int) -> None:
-        controls, chosen = self.controls, self.chosen
+        controls, chosen = self.controls, self.grid.chosen
         # What the page's script and the server hand each other.
         self.entry = gr.Textbox(elem_id="entry", elem_classes="offstage", show_label=False)
         self.asked_for = gr.Textbox(elem_id="asked-for", elem_classes="offstage", show_label=False)
         reopen = gr.Button(elem_id="history-open", elem_classes="offstage")
         drawing = dict(
-            inputs={*controls.inputs, self.order, self.kept, chosen.picture, self.asked_for}, outputs=self.outputs,
+            inputs={*controls.inputs, self.grid.order, self.grid.kept, chosen.picture, self.asked_for}, outputs=self.outputs,
             show_progress="minimal", show_progress_on=self.status, concurrency_id="sampling", concurrency_limit=together,
             trigger_mode="once", api_visibility="private",
         )  # fmt: skip
@@ -200,11 +159,11 @@ class Create:
         reopening = drawing | {"outputs": list(dict.fromkeys([*self.outputs, *controls.restored]))}
         asked = reopen.click(None, None, self.asked_for, js="() => dalleHistory.asked()", api_visibility="private")
         events = [
-            gr.on([controls.generate.click, controls.prompt.submit], speaks(self.draw), **drawing),
-            filled.then(speaks(self.draw), **drawing),
-            chosen.vary.click(speaks(self.draw_like), **drawing),
-            chosen.more.click(speaks(self.draw_more), **drawing),
-            asked.then(speaks(self.open_entry), **reopening),
+            gr.on([controls.generate.click, controls.prompt.submit], self.draw, **drawing),
+            filled.then(self.draw, **drawing),
+            chosen.vary.click(self.draw_like, **drawing),
+            chosen.more.click(self.draw_more, **drawing),
+            asked.then(self.open_entry, **reopening),
         ]
 
         def finish(shown):
@@ -216,22 +175,11 @@ class Create:
         controls.stop.click(None, cancels=events, queue=False, api_visibility="private")
         self.entry.change(None, self.entry, None, js="(text) => { dalleHistory.save(text); }", api_visibility="private")
 
-    # ------------------------------------------------------------ the pool on show
+    # ------------------------------------------------------------ pictures and links that come back
 
-    def _pool_events(self) -> None:
-        controls, chosen, shown = self.controls, self.chosen, [self.kept, self.order, self.best, self.rejected]
-
-        def reorder(kept, order, best, rejected):
-            if not kept:
-                return gr.skip()
-            ranks = "ranked" if order == RANKED and not rejected else []
-            return gr.update(value=gallery_items(kept, order, best, rejected), elem_classes=ranks)
-
-        def choose(event: gr.SelectData, kept, order, best, rejected):
-            listed = in_order(kept, order, best, rejected)
-            if not isinstance(event.index, int) or not 0 <= event.index < len(listed):  # still being drawn, or stopped
-                return {chosen.picture: gr.skip()}
-            return chosen.show(listed[event.index], kept)
+    def _open_events(self, demo: gr.Blocks) -> None:
+        controls = self.controls
+        use_prompt = gr.Button(elem_id="history-prompt", elem_classes="offstage")
 
         def settings_of(picture):
             """The controls as they were when the chosen picture was drawn."""
@@ -239,27 +187,16 @@ class Create:
                 raise InputError("Choose a picture first.")
             return controls.restore(picture.drawn.request, picture.drawn.seed)
 
-        gr.on(
-            [self.order.input, self.best.input, self.rejected.input], speaks(reorder), shown, self.gallery,
-            trigger_mode="always_last", **QUIET,
-        )  # fmt: skip
-        self.gallery.select(speaks(choose), shown, chosen.outputs, **QUIET)
-        chosen.use_settings.click(speaks(settings_of), chosen.picture, controls.restored, **QUIET)
-
-    # ------------------------------------------------------------ pictures and links that come back
-
-    def _open_events(self, demo: gr.Blocks) -> None:
-        controls = self.controls
-        use_prompt = gr.Button(elem_id="history-prompt", elem_classes="offstage")
-
         def open_saved(request: gr.Request, file):
             """A saved picture: the controls that drew it, and the picture itself."""
             picture = self.studio.open_saved(visitor(request), file)
             restored = controls.restore(picture.drawn.request, picture.drawn.seed)
-            return restored | self.pool([picture], RANKED) | {self.order: RANKED}
+            return restored | self.grid.show([picture], RANKED) | {self.grid.order: RANKED}
 
-        outputs = list(dict.fromkeys([*self.outputs, self.order, *controls.restored]))
-        self.opened = self.saved.upload(speaks(open_saved), self.saved, outputs, api_visibility="private")
+        outputs = list(dict.fromkeys([*self.outputs, self.grid.order, *controls.restored]))
+        self.opened = self.saved.upload(open_saved, self.saved, outputs, api_visibility="private")
+        chosen = self.grid.chosen
+        chosen.use_settings.click(settings_of, chosen.picture, controls.restored, **QUIET)
         for event in (demo.load, controls.loaded.change):
             event(None, controls.loaded, None, js="(model) => { dalleHistory.use(model); }", api_visibility="private")
         use_prompt.click(None, None, controls.prompt, js="() => dalleHistory.asked()", api_visibility="private")

@@ -14,7 +14,7 @@ from dalle_core.augment import Kept, Progress, Row, read_prompts, rows_of
 from dalle_core.studio.studio import UPDATE_EVERY, Studio
 from demo import progress
 from demo.downloads import download
-from demo.handlers import QUIET, checked_later, parse_seed, speaks, stoppable
+from demo.handlers import QUIET, checked_later, parse_seed, stoppable
 from demo.public import visitor
 from demo.uploads import file_input
 
@@ -186,10 +186,10 @@ def build(studio: Studio, together: int) -> None:
     tab = Augment(studio)
     stoppable([tab.go.click], tab.stop)
     event = tab.go.click(
-        speaks(tab.draw), [tab.prompts, tab.file, tab.count, tab.threshold, tab.seed], tab.outputs, api_visibility="private",
+        tab.draw, [tab.prompts, tab.file, tab.count, tab.threshold, tab.seed], tab.outputs, api_visibility="private",
         show_progress="minimal", show_progress_on=tab.status, concurrency_id="sampling", concurrency_limit=together,
         trigger_mode="once",
     )  # fmt: skip
     for ended in (event.then, event.failure):  # `then` alone does not come after an error
-        ended(speaks(tab.end), tab.data_set, [tab.status, tab.exports, tab.data_set, tab.stop], **QUIET)
+        ended(tab.end, tab.data_set, [tab.status, tab.exports, tab.data_set, tab.stop], **QUIET)
     tab.stop.click(None, cancels=[event], queue=False, api_visibility="private")

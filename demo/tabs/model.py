@@ -9,7 +9,6 @@ import gradio as gr
 from dalle_core.catalogue import EMBEDDED
 from dalle_core.studio.holder import Loaded
 from dalle_core.studio.studio import Studio
-from demo.handlers import speaks
 from demo.models import facts
 
 
@@ -54,4 +53,4 @@ def build(studio: Studio, tab: gr.Tab) -> None:
             drawn: gr.update(value=str(picture) if found else None, visible=found),
         }  # fmt: skip
 
-    tab.select(speaks(show), None, [about, parts, text, drawn], api_visibility="private", show_progress="hidden")
+    tab.select(show, None, [about, parts, text, drawn], api_visibility="private", show_progress="hidden")

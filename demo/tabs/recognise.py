@@ -7,7 +7,6 @@ import gradio as gr
 from dalle_core.pipeline import Label
 from dalle_core.request import MAX_PROMPT, text
 from dalle_core.studio.studio import Studio
-from demo.handlers import speaks
 from demo.public import visitor
 from demo.uploads import picture_input
 
@@ -61,6 +60,6 @@ def build(studio: Studio, together: int) -> None:
         return ranking(studio.recognise(visitor(request), path, lines or None))
 
     run.click(
-        speaks(recognise), [upload, labels], result, api_visibility="private", concurrency_id="sampling",
+        recognise, [upload, labels], result, api_visibility="private", concurrency_id="sampling",
         concurrency_limit=together,
     )  # fmt: skip

@@ -5,7 +5,7 @@ from PIL import Image
 
 from dalle_core import InputError
 from dalle_core.studio.studio import Studio
-from demo.handlers import QUIET, speaks
+from demo.handlers import QUIET
 from demo.public import visitor
 
 COPIES = 3  # a side, in the preview
@@ -40,6 +40,6 @@ def build(studio: Studio, button: gr.Button, chosen: gr.State) -> None:
     def hide():
         return gr.update(elem_classes="unused")
 
-    button.click(speaks(make), chosen, [column, preview, download], api_visibility="private", concurrency_limit=2)
+    button.click(make, chosen, [column, preview, download], api_visibility="private", concurrency_limit=2)
     close.click(hide, None, column, **QUIET)
     chosen.change(hide, None, column, **QUIET)

@@ -9,9 +9,8 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from dalle_core import InputError
-from dalle_core.pictures import enlarge
+from dalle_core.pictures import enlarge, psnr
 from dalle_core.studio.studio import Studio
-from demo.handlers import speaks
 from demo.public import visitor
 from demo.uploads import picture_input
 
@@ -43,21 +42,19 @@ def with_grid(image: Image.Image, grid: int, cell: tuple[int, int] | None) -> Im
     return large
 
 
-def error_map(original: Image.Image, decoded: Image.Image) -> tuple[Image.Image, float]:
-    """(where the reconstruction is off: white is right, dark is wrong; PSNR in dB)."""
+def error_map(original: Image.Image, decoded: Image.Image) -> Image.Image:
+    """Where the reconstruction is off: white is right, dark is wrong."""
     a, b = (np.asarray(image, dtype=np.float64) for image in (original, decoded))
-    mse = ((a - b) ** 2).mean()
-    psnr = 10 * np.log10(255**2 / max(mse, 1e-6))
     off = np.abs(a - b).mean(axis=2)
-    return Image.fromarray((255 - np.minimum(off * 3, 255)).astype(np.uint8)), psnr
+    return Image.fromarray((255 - np.minimum(off * 3, 255)).astype(np.uint8))
 
 
-def figures(tokens: list[list[int]], codebook_size: int, psnr: float) -> str:
+def figures(tokens: list[list[int]], codebook_size: int, decibels: float) -> str:
     used = len(set(sum(tokens, [])))
     rows = {
         "grid": f"{len(tokens)} x {len(tokens)} tokens of {codebook_size:,} codes",
         "different codes in this picture": f"{used} ({100 * used / codebook_size:.1f} % of the codebook)",
-        "PSNR of the reconstruction": f"{psnr:.1f} dB",
+        "PSNR of the reconstruction": f"{decibels:.1f} dB",
     }
     cells = "".join(f"<tr><td>{name}</td><td>{html.escape(value)}</td></tr>" for name, value in rows.items())
     return f"<table>{cells}</table>"
@@ -105,11 +102,10 @@ class Tokens:
 
     def show(self, read: Read) -> dict:
         """All that is shown of a picture and of the tokens that are to stand for it."""
-        off, psnr = error_map(read.original, read.decoded)
         return {
             self.read: read, self.shown: with_grid(read.decoded, len(read.tokens), read.cell),
-            self.slider: (enlarge(read.original), enlarge(read.decoded)), self.wrong: enlarge(off),
-            self.table: figures(read.tokens, read.codebook_size, psnr),
+            self.slider: (enlarge(read.original), enlarge(read.decoded)), self.wrong: enlarge(error_map(read.original, read.decoded)),
+            self.table: figures(read.tokens, read.codebook_size, psnr(read.original, read.decoded)),
         }  # fmt: skip
 
     def reconstruct(self, request: gr.Request, path):
@@ -153,13 +149,13 @@ def build(studio: Studio) -> None:
     tab = Tokens(studio)
     outputs = [tab.read, tab.shown, tab.slider, tab.wrong, tab.table]
     tab.upload.input(
-        speaks(tab.reconstruct), tab.upload, [*outputs, tab.number, tab.token, tab.seen, tab.compared], api_visibility="private"
+        tab.reconstruct, tab.upload, [*outputs, tab.number, tab.token, tab.seen, tab.compared], api_visibility="private"
     )
     tab.shown.select(
-        speaks(tab.choose), tab.read, [tab.read, tab.shown, tab.number, tab.token], show_progress="hidden",
+        tab.choose, tab.read, [tab.read, tab.shown, tab.number, tab.token], show_progress="hidden",
         api_visibility="private",
     )  # fmt: skip
     gr.on(
-        [tab.change.click, tab.number.submit], speaks(tab.put), [tab.read, tab.number], outputs, show_progress="hidden",
+        [tab.change.click, tab.number.submit], tab.put, [tab.read, tab.number], outputs, show_progress="hidden",
         api_visibility="private",
     )  # fmt: skip

@@ -8,7 +8,7 @@ import gradio as gr
 from dalle_core import InputError
 from dalle_core.studio.pool import Picture
 from demo import static
-from demo.handlers import QUIET, speaks
+from demo.handlers import QUIET
 
 HEAD = f"<script>{static.read('vote.js')}</script>"
 
@@ -68,10 +68,10 @@ def build(kept: gr.State) -> None:
                 raise InputError("Draw two or more candidates first.")
             return {said: verdict(two, side)} | ask(kept)
 
-        return speaks(vote)
+        return vote
 
     outputs = [pair, fold, asked, *pictures]
-    gr.on([fold.expand, another.click, kept.change], speaks(ask), kept, outputs, **QUIET)
+    gr.on([fold.expand, another.click, kept.change], ask, kept, outputs, **QUIET)
     for side, button in enumerate(buttons):
         button.click(vote_for(side), [pair, kept], [said, *outputs], **QUIET)
     said.change(None, said, None, js="(text) => { dalleVotes.count(text); }", api_visibility="private")

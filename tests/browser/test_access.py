@@ -53,7 +53,7 @@ def test_the_page_is_used_without_a_mouse(page, gate):
             break
         page.keyboard.press("Tab")
     page.keyboard.press("Enter")
-    expect(page.locator("#complete")).to_be_visible()
+    expect(page.locator("#complete-picture")).to_be_visible()
 
 
 def box(page, name):

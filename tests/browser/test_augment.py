@@ -78,7 +78,7 @@ def test_a_failure_half_way_still_gives_the_zip_of_what_was_drawn(page, gate, mo
     monkeypatch.setattr(augment, "_append", full)
     fill(page, "a red fox", 40)
     page.locator("#augment").click()
-    expect(page.get_by_text("its disk is full")).to_be_visible()
+    expect(page.get_by_text("The server's disk is full")).to_be_visible()
     expect(page.locator("#augment-status")).to_contain_text("16 pictures were kept")
     assert len(unpacked(page)[0]) == 16
 
