@@ -1,5 +1,6 @@
 """What a public host gets: a Space's files, a page with bounds."""
 
+import base64
 import inspect
 import io
 import json
