@@ -226,7 +226,8 @@ def test_over_mcp_no_file_of_the_server_is_uploaded_by_the_server(server, target
         others = {name: SAMPLES[name] for name in schema.get("required", [])}
         for name in schema["properties"]:
             for claim, other in zip(hidden(there), hidden(missing)):
-                texts = [json.dumps(server.mcp("tools/call", name=tool["name"], arguments=others | {name: file})) for file in (claim, other)]
+                calls = [{"name": tool["name"], "arguments": others | {name: file}} for file in (claim, other)]
+                texts = [json.dumps(server.mcp("tools/call", **call)) for call in calls]
                 refused += REFUSED in texts[0]
                 texts = [text.replace(there, "PATH").replace(missing, "PATH") for text in texts]
                 assert texts[0] == texts[1] and '"isError": true' in texts[0] and "Errno" not in texts[0], (tool["name"], name, texts)

@@ -1,6 +1,8 @@
 """What a public host gets: a Space's files, a page with bounds."""
 
+import base64
 import inspect
+import io
 import json
 import pickle
 import sys
@@ -15,6 +17,7 @@ import pytest
 import yaml
 from gradio.routes import App
 from gradio_client import Client
+from PIL import Image
 from starlette.testclient import TestClient
 
 from dalle_core import InputError
@@ -280,6 +283,32 @@ def test_a_visitor_is_the_same_over_http_and_mcp_whatever_the_headers_claim(echo
     with httpx.Client(base_url=f"{echo[proxies]}gradio_api/call/", headers=forged, timeout=60) as web:
         event = web.post(tool, json={"data": []}).json()["event_id"]
         assert f'["{seen}"]' in web.get(f"{tool}/{event}").text
+
+
+def test_pictures_over_mcp_count_for_who_sends_them_and_not_for_the_server(tiny_pipeline, tmp_path, monkeypatch):
+    """Gradio's MCP server uploads them again, from its own address, for all visitors."""
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
+    studio = open_studio(tiny_pipeline, "tiny", public=True)
+    studio.budgets = Budgets(replace(PUBLIC, upload_bytes=300_000))
+    demo = create_demo(studio)
+    _, url, _ = demo.launch(prevent_thread_lock=True, quiet=True, **launch_options(studio, public=True, proxies=1))
+    try:
+        page = SimpleNamespace(src_prefixed=f"{url}gradio_api/")
+
+        def send(address: str, number: int) -> dict:
+            file = io.BytesIO()
+            Image.effect_noise((240, 240), 50 + number).save(file, "PNG")  # some 50 kB
+            picture = "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
+            return mcp(page, "tools/call", {"X-Forwarded-For": address}, name="reconstruct", arguments={"picture": picture})
+
+        for visitor in ("203.0.113.1", "203.0.113.2", "203.0.113.3"):
+            for number in range(3):
+                assert not send(visitor, number).get("isError")
+        with pytest.raises(httpx.HTTPStatusError, match="429"):
+            for number in range(3):
+                send("203.0.113.3", number)
+    finally:
+        demo.close()
 
 
 def test_with_a_login_there_is_no_mcp_server(tiny_pipeline, tmp_path, monkeypatch):

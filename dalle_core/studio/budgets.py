@@ -100,7 +100,8 @@ class Budgets:
             raise Busy(f"A visitor may ask for {self._most(kind)}: ask for less.")
         if seconds := self._wait(item, visitor, amount):
             unit = "second" if seconds == 1 else "seconds"
-            raise Busy(f"A visitor may ask for {self._most(kind)}, and yours are used up. Try again in {seconds} {unit}.", seconds)
+            said = f"A visitor may ask for {self._most(kind)}, and yours are used up. Try again in {seconds} {unit}."
+            raise Busy(said, seconds)
 
     def _take(self, visitor: str, kind: str, amount: int) -> bool:
         return amount < 1 or kind not in self._items or self._limiter.hit(self._items[kind], visitor, cost=amount)

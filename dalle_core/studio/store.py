@@ -101,9 +101,8 @@ class Store:
     def spare(self, paths: Iterable[str | Path]) -> None:
         """Files below `also` that are the page's own and stay, like its icons."""
         with self._lock:
-            self._spared |= {
-                folder / Path(path).relative_to(folder).parts[0] for path in paths for folder in self.also if folder in Path(path).parents
-            }  # fmt: skip
+            for path in map(Path, paths):
+                self._spared |= {folder / path.relative_to(folder).parts[0] for folder in self.also if folder in path.parents}
 
     def sweep(self) -> None:
         """Removes what is old or over quota. `folder` and `write` do it each time."""
