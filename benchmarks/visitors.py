@@ -146,7 +146,7 @@ def figures(args, asked: list[Asked], full: list, lengths: list[int], alone: dic
     )  # fmt: skip
     quota = inspect.signature(Store).parameters["quota"].default
     size = sum(file.stat().st_size for file in files.rglob("*") if file.is_file())
-    status = Path(f"/proc/{server.pid}/status").read_text()
+    status = Path(f"/proc/{server.pid}/status").read_text(encoding="utf-8")
     memory = next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmRSS"))
     slowest = max(drawn, key=lambda one: one.seconds)
     found = {
