@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 import gradio
-import httpx
+import httpx2  # what huggingface_hub raises
 from huggingface_hub import CommitOperationAdd, HfApi
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
 from huggingface_hub.utils import filter_repo_objects
@@ -62,7 +62,7 @@ def main() -> None:
     except HfHubHTTPError as error:
         status = error.response.status_code if error.response is not None else "no answer"
         fail(f"the Hub refused ({status}): {args.repo} may be another's, or the token may not write.")
-    except httpx.HTTPError as error:
+    except httpx2.HTTPError as error:
         fail(f"the Hub cannot be reached ({type(error).__name__}): check the network and try again.")
 
 
