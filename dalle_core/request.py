@@ -178,6 +178,14 @@ def token_grid(image_tokens, limits: Limits) -> torch.Tensor:
     return image_tokens
 
 
+def half_kept(seed: int, grid_size: int) -> torch.Tensor:
+    """Which tokens a variation keeps [grid, grid]: every second one, at random."""
+    generator = torch.Generator().manual_seed(seed % 2**63)
+    keep = torch.zeros(grid_size * grid_size, dtype=torch.bool)
+    keep[torch.randperm(grid_size * grid_size, generator=generator)[: grid_size * grid_size // 2]] = True
+    return keep.view(grid_size, grid_size)
+
+
 def _grid(name: str, value, limits: Limits) -> torch.Tensor:
     shape = (limits.grid_size, limits.grid_size)
     try:

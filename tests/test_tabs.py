@@ -228,7 +228,7 @@ def test_a_full_disk_is_said_without_the_server_s_folders(studio, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device", str(path))
 
     monkeypatch.setattr(augment, "_append", full)
-    with pytest.raises(InputError, match="its disk is full") as error:
+    with pytest.raises(InputError, match="disk is full") as error:
         list(built(dataset.Augment, studio).draw(None, "a red fox", None, 3, "", "7"))
     assert "/" not in str(error.value)
 

@@ -4,10 +4,9 @@ from contextlib import closing
 from dataclasses import replace
 
 import gradio as gr
-import torch
 
 from dalle_core import InputError
-from dalle_core.request import MAX_SEED
+from dalle_core.request import MAX_SEED, half_kept
 from dalle_core.studio.pool import MAX_POOL, ranked, to_entry
 from dalle_core.studio.studio import Studio
 from demo import progress
@@ -17,14 +16,6 @@ from demo.public import visitor
 from demo.tabs import controls as controls_rows
 from demo.tabs import history, vote
 from demo.tabs.grid import Grid
-
-
-def half(seed: int, grid: int) -> torch.Tensor:
-    """Which tokens a variation keeps [grid, grid]: every second one, at random."""
-    generator = torch.Generator().manual_seed(seed % 2**63)
-    keep = torch.zeros(grid * grid, dtype=torch.bool)
-    keep[torch.randperm(grid * grid, generator=generator)[: grid * grid // 2]] = True
-    return keep.view(grid, grid)
 
 
 class Create:
@@ -100,7 +91,7 @@ class Create:
         self.studio.check_model(picture)
         [asked, *others] = self.controls.requests(values)
         seed = picture.drawn.seed if asked.seed is None else asked.seed
-        keep = half(seed, self.studio.holder.loaded.limits.grid_size)
+        keep = half_kept(seed, self.studio.holder.loaded.limits.grid_size)
         prompt = picture.drawn.request.prompt if others else asked.prompt  # several prompts: the picture's own
         yield from self.draw_one(
             request, values, replace(asked, prompt=prompt, image_tokens=picture.drawn.tokens, keep=keep)
