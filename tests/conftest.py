@@ -20,7 +20,7 @@ def make_pipeline() -> DallePipeline:
     """4 x 4 tokens of 64 codes, 64 x 64 pixels, 8 text positions."""
     torch.manual_seed(0)
     tokenizer = train_text_tokenizer(CAPTIONS, 120)
-    vq = new_image_tokenizer(codebook_size=64, channels=(16, 16, 16))
+    vq = new_image_tokenizer(codebook_size=64, channels=(16, 16, 16), block_size=4, image_size=96)
     vq.quantize.embedding.weight.data.normal_()  # codes that look different
     prior = GPTPrior(len(tokenizer), 8, 64, 16, num_layers=2, num_heads=2, hidden_size=32)
     prior.head.weight.data.mul_(40)  # far from uniform, so that temperature, top-k and guidance matter

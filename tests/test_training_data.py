@@ -1,6 +1,7 @@
 """Data for training: the emoji corpus's held-out rules, folders of captioned images, the order of batches."""
 
 import json
+import pickle
 import shutil
 
 import numpy as np
@@ -71,6 +72,20 @@ def test_captions():
     assert emoji.caption("pair", ["狐狸", "香蕉"], True, "noto", "purple") == "noto风格的紫色背景上的狐狸和香蕉"
     assert emoji.caption("two", ["fox"], False, None, None) == "two foxes"
     assert emoji.plural("cherry") == "cherries" and emoji.plural("day") == "days"
+
+
+def test_a_thing_has_the_same_pixels_in_each_place_in_whole_cells(corpus_folder):
+    for size, cell in ((96, 8), (192, 12)):
+        corpus = emoji.EmojiCorpus(corpus_folder, image_size=size)
+        picture = np.array(corpus._draw("two", [corpus.trained[3]], "blue"))
+        assert picture.shape == (size, size, 3) and size // 2 % cell == 0
+        assert np.array_equal(picture[:, : size // 2], picture[:, size // 2 :])
+    assert open_dataset(str(corpus_folder), 192).picture(0).size == (192, 192)
+
+
+def test_workers_may_be_spawned(corpus_folder):
+    loader = batches(emoji.EmojiCorpus(corpus_folder), 4, 0, 2)
+    pickle.dumps((loader.dataset.dataset.folder, loader.collate_fn))
 
 
 def test_batches_resume_in_the_same_order(corpus_folder):

@@ -88,7 +88,7 @@ class ImageFolder:
 def open_dataset(source: str, image_size: int, seed: int = 0):
     """A folder with `metadata.jsonl` -> ImageFolder; a folder prepared by `dalle_core.training.emoji` -> EmojiCorpus."""
     if (Path(source) / "sprites.npy").exists():
-        return EmojiCorpus(source, seed=seed)
+        return EmojiCorpus(source, seed=seed, image_size=image_size)
     return ImageFolder(source, image_size, seed=seed)
 
 
@@ -143,12 +143,12 @@ def in_order(dataset, batch_size: int, first: int, count: int, workers: int = 1)
     return _loader(dataset, workers, batch_size=batch_size, sampler=range(first, count))
 
 
+def _collate(items):
+    return torch.stack([pixels for pixels, _ in items]), [text for _, text in items]
+
+
 def _loader(dataset, workers: int, **order) -> DataLoader:
-
-    def collate(items):
-        return torch.stack([pixels for pixels, _ in items]), [text for _, text in items]
-
-    return DataLoader(_Pictures(dataset), num_workers=workers, collate_fn=collate, **order)
+    return DataLoader(_Pictures(dataset), num_workers=workers, collate_fn=_collate, **order)
 
 
 def as_pixels(bytes_: torch.Tensor) -> torch.Tensor:

@@ -1,7 +1,7 @@
 """The corpus of the embedded model: captioned pictures drawn from openly licensed emoji sets.
 
 `python -m dalle_core.training.emoji` fetches seven icon sets and the Unicode emoji names (npm packages, through
-`npm pack`), renders every icon once and writes `sprites.npy` ([N, 128, 128, 4] uint8, straight alpha) and
+`npm pack`), renders every icon once and writes `sprites.npy` ([N, 192, 192, 4] uint8, straight alpha) and
 `icons.json` into a folder. `EmojiCorpus` then draws picture i from its own random numbers, so a corpus of a million
 captioned pictures takes no more room than its icons: single icons, pairs, counts, sizes and positions, in a named
 style, on a named background, captioned in English or Chinese.
@@ -28,8 +28,8 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-SPRITE_SIZE = 128
-IMAGE_SIZE = 96
+SPRITE_SIZE = 192  # as large as the largest picture that is drawn from them
+IMAGE_SIZE = 96  # of a picture, where nothing else is asked for
 
 # Package name -> the name of the style in captions.
 STYLES = {
@@ -260,8 +260,8 @@ def caption(kind: str, names: list[str], chinese: bool, style: str | None, backg
 # ---------------------------------------------------------------- drawing
 
 # Where icons stand, as (centre x, centre y, size) in shares of the picture. Fixed places: a small model should spend
-# its samples on what things look like, not on where they are. Those of one size are whole token cells (8 pixels) apart,
-# so that an icon has the same tokens in each.
+# its samples on what things look like, not on where they are. Those of one size are quarters of a picture apart, which
+# are whole token cells (8 pixels of 96, 12 of 192), so that an icon has the same tokens in each.
 PLACES = {
     "single": [(0.5, 0.5, 0.80)],
     "small": [(0.5, 0.5, 0.46)],
@@ -271,14 +271,14 @@ PLACES = {
 }
 
 
-def draw(sprites: list[Image.Image], kind: str, background: str) -> Image.Image:
-    """One or two RGBA sprites -> an RGB picture of IMAGE_SIZE; counts repeat the first."""
-    picture = Image.new("RGB", (IMAGE_SIZE, IMAGE_SIZE), BACKGROUNDS[background][1])
+def draw(sprites: list[Image.Image], kind: str, background: str, image_size: int = IMAGE_SIZE) -> Image.Image:
+    """One or two RGBA sprites -> an RGB picture of image_size x image_size; counts repeat the first."""
+    picture = Image.new("RGB", (image_size, image_size), BACKGROUNDS[background][1])
     for i, (x, y, size) in enumerate(PLACES[kind]):
         sprite = sprites[i % len(sprites)]
-        pixels = round(size * IMAGE_SIZE)
+        pixels = round(size * image_size)
         small = sprite.resize((pixels, pixels), Image.Resampling.LANCZOS)
-        picture.paste(small, (round(x * IMAGE_SIZE - pixels / 2), round(y * IMAGE_SIZE - pixels / 2)), small)
+        picture.paste(small, (round(x * image_size - pixels / 2), round(y * image_size - pixels / 2)), small)
     return picture
 
 
@@ -292,12 +292,12 @@ class EmojiCorpus:
     ("style"), or two icons never seen together ("pairing").
     """
 
-    image_size = IMAGE_SIZE
     held_out_kinds = ("style", "pairing")
     block = 1  # with more, that many pictures in a row may share kind, style and background, see `contrast`
 
-    def __init__(self, folder: str | Path = "data/emoji", seed: int = 0, length: int = 1_000_000):
-        self.folder, self.seed, self.length = Path(folder), seed, length
+    def __init__(self, folder: str | Path = "data/emoji", seed: int = 0, length: int = 1_000_000,
+                 image_size: int = IMAGE_SIZE):  # fmt: skip
+        self.folder, self.seed, self.length, self.image_size = Path(folder), seed, length, image_size
         if not (self.folder / "sprites.npy").exists():
             raise FileNotFoundError(
                 f"{self.folder} has no sprites.npy: run `python -m dalle_core.training.emoji --folder {self.folder}`"
@@ -399,7 +399,7 @@ class EmojiCorpus:
                 return other
 
     def _draw(self, kind: str, numbers: list[int], background: str) -> Image.Image:
-        return draw([Image.fromarray(self.sprites[n]) for n in numbers], kind, background)
+        return draw([Image.fromarray(self.sprites[n]) for n in numbers], kind, background, self.image_size)
 
 
 def main() -> None:

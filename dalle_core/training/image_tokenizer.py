@@ -12,77 +12,88 @@ wins that constant back. The nearest-code step has no gradient: the decoder's gr
 the encoder, and two terms tie codes and encoder to each other:
 
     L_VQ = |x - x'|                     reconstruction (here: L1 at two scales and of the edges)
-         + |sg[z_e] - e|^2              codebook: codes move to the encoder's outputs
+         + d(x, x')                     perceptual distance, see `perceptual`: what looks alike may differ in pixels
+         + |sg[z_e] - e|^2              codebook: codes move to the encoder's outputs (here by moving averages)
          + beta |z_e - sg[e]|^2         commitment: the encoder stays near its codes          (sg = stop gradient)
          + |z_e(mix) - sg[mix(e)]|^2    locality, ours: where two pictures are put together, a token depends on its
                                         own place, so that a thing has the same tokens whatever is beside it
 
 A reconstruction term alone averages what it cannot know, and averages are blurred. VQGAN (Esser et al. 2021, arXiv
 2012.09841, section 3.1) adds a patch discriminator D that learns to tell real patches from decoded ones, with the
-decoder as the generator of the GAN:
+decoder as the generator of the GAN (L_rec: the first two terms of L_VQ):
 
     L_D   = E[ max(0, 1 - D(x)) ] + E[ max(0, 1 + D(x')) ]                      hinge loss
     L     = L_VQ + lambda * w * ( -E[ D(x') ] ),
     w     = |grad_L(L_rec)| / ( |grad_L(L_GAN)| + 1e-4 )                        grad_L: at the decoder's last layer
 
-`python -m dalle_core.training.image_tokenizer --help` trains one; started again with the same `--out`, it goes on.
+All of this is local, so most steps train on crops of whole token cells, four times as many for the same work; the
+last ones see whole pictures, over which the group norms take their statistics in use. What is evaluated and kept is an
+exponential moving average of the weights (EMA).
+
+`python -m dalle_core.training.image_tokenizer --help` trains one; started again with the same `--out`, it goes on. With
+fewer `--steps` than before, the rest of the schedule is shorter.
 """
 
 import argparse
+import itertools
 import json
+import math
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from diffusers import VQModel
+from diffusers.models.resnet import ResnetBlock2D
+from diffusers.training_utils import EMAModel
 from torch import nn
 from tqdm import tqdm
 
 from dalle_core import image_tokenizer
 from dalle_core.training.data import as_pixels, batches, open_dataset
+from dalle_core.training.perceptual import PerceptualDistance
 from dalle_core.training.state import RunState, learning_rate
 
-WARMUP_STEPS = 150  # of plain autoencoding, before the codebook is drawn from the encoder's outputs
 
-
-def new_image_tokenizer(codebook_size: int = 1024, channels: tuple[int, ...] = (64, 128)) -> VQModel:
-    """The embedded model's VQModel: it works on 4 x 4 blocks of pixels (48 channels) and halves the side once: f = 8.
+def new_image_tokenizer(codebook_size: int = 4096, channels: tuple[int, ...] = (192,), block_size: int = 12,
+                        image_size: int = 192, vq_embed_dim: int = 32) -> VQModel:  # fmt: skip
+    """The embedded model's VQModel: it works on 12 x 12 blocks of pixels (432 channels), each of which becomes a token.
 
     Convolutions at full resolution would take most of the compute, and a CPU is slow at them. There is no attention
-    over the picture: a token should say what is at its place, and nothing of what stands elsewhere.
+    over the picture: a token should say what is at its place, and nothing of what stands elsewhere. Each further number
+    of `channels` halves the side once more.
     """
     return VQModel(
-        in_channels=48,
-        out_channels=48,
+        in_channels=3 * block_size**2,
+        out_channels=3 * block_size**2,
         down_block_types=("DownEncoderBlock2D",) * len(channels),
         up_block_types=("UpDecoderBlock2D",) * len(channels),
         block_out_channels=channels,
         layers_per_block=1,
         latent_channels=32,
-        vq_embed_dim=16,
+        vq_embed_dim=vq_embed_dim,
         num_vq_embeddings=codebook_size,
         norm_num_groups=1,  # its statistics are of the whole picture: the fewer, the steadier
         mid_block_add_attention=False,
-        sample_size=24,
+        sample_size=image_size // block_size,
     )
 
 
 class PatchDiscriminator(nn.Module):
-    """PatchGAN (Isola et al. 2017): pixels [B, 3, H, W] -> one logit for each overlapping patch [B, 1, h, w]."""
+    """PatchGAN (Isola et al. 2017): pixels [B, 3, H, W] -> one logit for each patch of 46 x 46 [B, 1, h, w]."""
 
-    def __init__(self, width: int = 32):
+    def __init__(self, width: int = 48):
         super().__init__()
 
-        def block(inputs, outputs, stride):
-            return [nn.Conv2d(inputs, outputs, 4, stride, 1), nn.GroupNorm(8, outputs), nn.LeakyReLU(0.2)]
+        def block(inputs, outputs):
+            return [nn.Conv2d(inputs, outputs, 4, 2, 1), nn.GroupNorm(8, outputs), nn.LeakyReLU(0.2)]
 
         self.layers = nn.Sequential(
             nn.Conv2d(3, width, 4, 2, 1),
             nn.LeakyReLU(0.2),
-            *block(width, 2 * width, 2),
-            *block(2 * width, 4 * width, 2),
-            *block(4 * width, 4 * width, 1),
+            *block(width, 2 * width),
+            *block(2 * width, 4 * width),
             nn.Conv2d(4 * width, 1, 4, 1, 1),
         )
 
@@ -104,42 +115,77 @@ def psnr(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
 
 
 class Codebook(nn.Module):
-    """Keeps every code in use: counts how often each was chosen, and moves unused ones to outputs of the encoder.
+    """Quantizes, and moves the codes: each follows the mean of the vectors that chose it, unused ones are drawn anew.
 
-    A codebook initialised at random collapses: a few codes take everything, the others get no gradient. So it is
-    drawn from the encoder's own outputs after a while of plain autoencoding, and dead codes are drawn again.
+    The codebook term of L_VQ is minimal where each code is the mean of its vectors. So it is not left to gradients,
+    under which 4,096 rarely chosen codes move slowly, but done by moving averages (van den Oord et al., appendix A.1):
+
+        N_k <- d N_k + (1 - d) n_k,    m_k <- d m_k + (1 - d) sum of its z_e,    e_k = m_k / N_k
+
+    A codebook initialised at random collapses: a few codes take everything, the others are never chosen. So it is
+    drawn from the encoder's own outputs after a while of plain autoencoding (k-means), and dead codes are drawn again.
     """
 
-    def __init__(self, quantizer, warmup: int, restart_every: int = 50):
+    def __init__(self, quantizer, warmup: int, commitment: float = 0.25, restart_every: int = 50, settled: float = math.inf):
         super().__init__()
-        self.quantizer, self.warmup, self.restart_every = quantizer, warmup, restart_every
-        self.register_buffer("used", torch.zeros(quantizer.n_e))
+        self.quantizer, self.warmup, self.commitment, self.restart_every = quantizer, warmup, commitment, restart_every
+        self.settled = settled  # the step from which codes are not drawn anew: the model's average should end near them
+        self.register_buffer("used", torch.zeros(quantizer.n_e))  # N_k; 1: as often as if all codes were used alike
+        self.register_buffer("sums", torch.zeros(quantizer.n_e, quantizer.vq_embed_dim))  # m_k
         self.register_buffer("recent", torch.zeros(0, quantizer.vq_embed_dim), persistent=False)
 
     def state_dict(self, *args, **kwargs):  # the quantizer belongs to the model's own state
-        return {"used": self.used, "recent": self.recent}
+        return {"used": self.used, "sums": self.sums, "recent": self.recent}
 
     def load_state_dict(self, state):
-        self.used, self.recent = state["used"], state["recent"]
+        for name, value in state.items():
+            setattr(self, name, value.to(self.used.device))
 
     def __call__(self, z: torch.Tensor, step: int):
-        """z [B, C, h, w] -> (quantized z, codebook and commitment loss). Before `warmup`, z goes through as it is."""
+        """z [B, C, h, w] -> (quantized z, commitment loss). Before `warmup`, z goes through as it is."""
         vectors = z.detach().permute(0, 2, 3, 1).reshape(-1, z.shape[1])  # [B*h*w, C]
-        self.recent = torch.cat([vectors, self.recent])[: 2 * len(self.used)]
+        self.recent = torch.cat([vectors, self.recent])[: 8 * len(self.used)]
         if step < self.warmup:
             return z, z.new_zeros(())
+        weight = self.quantizer.embedding.weight.data
+        self._renew(weight, step)
+        tokens = torch.cdist(vectors, weight).argmin(1)
+        codes = weight[tokens].view(z.shape[0], *z.shape[2:], -1).permute(0, 3, 1, 2)
+        loss = self.commitment * F.mse_loss(z, codes)
+        self._follow(weight, vectors, tokens)
+        return z + (codes - z).detach(), loss
+
+    def _follow(self, weight, vectors, tokens, share: float = 0.01) -> None:
+        """One step of the moving averages; `share` is 1 - d above."""
+        fair = len(weight) / len(tokens)
+        self.used.lerp_(torch.bincount(tokens, minlength=len(weight)) * fair, share)
+        self.sums.lerp_(torch.zeros_like(weight).index_add_(0, tokens, vectors) * fair, share)
+        alive = self.used > 1e-3
+        weight[alive] = self.sums[alive] / self.used[alive, None]
+
+    def _renew(self, weight, step: int) -> None:
+        """Draws the first codebook, and later codes for dead ones."""
         generator = torch.Generator().manual_seed(step)
-        weight = self.quantizer.embedding.weight
         if step == self.warmup:
             first = self.recent[:1].to(weight)
-            weight.data.copy_(torch.cat([first, self._draw(first, len(weight) - 1, generator)]))
-        elif (step - self.warmup) % self.restart_every == 0:
-            dead = self.used < 0.02
-            weight.data[dead] = self._draw(weight.data[~dead], int(dead.sum()), generator)
+            weight.copy_(torch.cat([first, self._draw(first, len(weight) - 1, generator)]))
+            self.used.fill_(1.0)
+            for _ in range(10):  # Lloyd's k-means, with half a step
+                self.sums.copy_(weight * self.used[:, None])
+                tokens = torch.cat([torch.cdist(part, weight).argmin(1) for part in self.recent.split(2**13)])
+                self._follow(weight, self.recent, tokens, 0.5)
+            self.used.clamp_(min=0.1)
+        elif (step - self.warmup) % self.restart_every == 0 and step < self.settled:
+            dead = self.used < 0.03
+            weight[dead] = self._draw(weight[~dead], int(dead.sum()), generator)
             self.used[dead] = 1.0
-        quantized, loss, (_, _, tokens) = self.quantizer(z)
-        self.used.mul_(0.99).add_(torch.bincount(tokens.flatten(), minlength=len(self.used)), alpha=0.01)
-        return quantized, loss
+        else:
+            return
+        self.sums.copy_(weight * self.used[:, None])
+
+    def perplexity(self) -> float:
+        """exp of the entropy of the codes' frequencies: how many codes, used alike, would hold as much."""
+        return torch.special.entr(self.used / self.used.sum().clamp(min=1e-9)).sum().exp().item()
 
     def _draw(self, codes: torch.Tensor, count: int, generator) -> torch.Tensor:
         """`count` of the recent outputs, each likelier the farther it is from `codes` (k-means++, Arthur and
@@ -162,6 +208,57 @@ def decode(model: VQModel, z: torch.Tensor) -> torch.Tensor:
 def encode(model: VQModel, pixels: torch.Tensor) -> torch.Tensor:
     """Pixels [B, 3, H, W] -> the encoder's vectors before quantization [B, C, h, w], with gradients."""
     return model.encode(F.pixel_unshuffle(pixels, image_tokenizer.block_size(model))).latents
+
+
+@torch.no_grad()
+def start_linear(model: VQModel, pixels: torch.Tensor) -> None:
+    """Makes a new model of one resolution what is best among linear ones: principal components of the cells, and back.
+
+    A network that starts at random takes thousands of steps to become as good. The way through the layers: residual
+    branches start at 0; each component goes through two channels as x and -x, since silu(x) - silu(-x) = x; and two
+    constant channels, which nothing reads, dominate the group norms' statistics, so that these are nearly the same for
+    all pictures. The other channels start small and unread. pixels [N, 3, H, W] in [-1, 1] are what components are taken of.
+    """
+    count, constant = model.config.latent_channels, 7.0
+    blocks = F.pixel_unshuffle(pixels, image_tokenizer.block_size(model))
+    cells = blocks.permute(0, 2, 3, 1).flatten(0, 2)  # [N * h * w, 3 r^2]
+    mean = cells.mean(0)
+    _, _, directions = torch.pca_lowrank(cells, count, niter=4)  # [3 r^2, C]
+    length = ((cells - mean) @ directions).square().sum(1).mean().sqrt()
+    for module in model.modules():
+        if isinstance(module, ResnetBlock2D):
+            nn.init.zeros_(module.conv2.weight)
+            nn.init.zeros_(module.conv2.bias)
+            module.norm1.weight[-2:] = 0
+
+    def enter(conv, weight, bias):
+        """weight [C, inputs], bias [C]: into two channels each, at the middle of the kernel."""
+        conv.weight.mul_(0.3)
+        for channels, sign in ((slice(0, count), 1), (slice(count, 2 * count), -1)):
+            conv.weight[channels] = 0
+            conv.weight[channels, :, 1, 1] = sign * weight
+            conv.bias[channels] = sign * bias
+        conv.weight[-2:] = 0
+        conv.bias[-2:] = torch.tensor([constant, -constant])
+
+    def leave(norm, conv, weight, bias, features):
+        """weight [outputs, C], bias [outputs]: from two channels each, which the norm has divided by their deviation."""
+        deviation = features.std((1, 2, 3)).mean()
+        norm.weight[-2:] = 0
+        conv.weight.zero_()
+        for channels, sign in ((slice(0, count), 1), (slice(count, 2 * count), -1)):
+            conv.weight[:, channels, 1, 1] = sign * deviation * weight
+        conv.bias.copy_(bias)
+
+    identity, none = torch.eye(count), torch.zeros(count)
+    encoder, decoder, scale = model.encoder, model.decoder, count**0.5  # so that latents have a variance of 1 on average
+    enter(encoder.conv_in, directions.T / length, -(mean @ directions) / length)
+    leave(encoder.conv_norm_out, encoder.conv_out, scale * identity, none, encoder.conv_in(blocks))
+    for conv in (model.quant_conv, model.post_quant_conv):
+        conv.weight.copy_(identity[:, :, None, None])
+        conv.bias.zero_()
+    enter(decoder.conv_in, identity / scale, none)
+    leave(decoder.conv_norm_out, decoder.conv_out, length * directions, mean, decoder.conv_in(model.encode(blocks).latents))
 
 
 def locality_loss(model: VQModel, pixels: torch.Tensor, codes: torch.Tensor, generator: torch.Generator):
@@ -190,66 +287,94 @@ def locality_loss(model: VQModel, pixels: torch.Tensor, codes: torch.Tensor, gen
 
 
 class Trainer:
-    """One generator step and one discriminator step at a time; `step(pixels)` returns the losses as floats."""
+    """One generator step and one discriminator step at a time; `step(pixels)` returns the losses as floats.
+
+    `perceptual`, `adversarial` and `locality` are the weights of these terms in L; without the first, the network that
+    it takes is not loaded.
+    """
 
     def __init__(self, model: VQModel, steps: int, gan_start: int, warmup: int, peak: float = 1e-3,
-                 adversarial: float = 0.2, dtype=torch.float32):  # fmt: skip
-        self.model, self.steps, self.gan_start, self.peak = model, steps, gan_start, peak
-        self.adversarial, self.dtype = adversarial, dtype
+                 perceptual: float = 0.0, adversarial: float = 0.2, locality: float = 1.0, ema_decay: float = 0.999,
+                 dtype=torch.float32):  # fmt: skip
+        self.model, self.steps, self.gan_start, self.peak, self.dtype = model, steps, gan_start, peak, dtype
+        self.perceptual, self.adversarial, self.locality = perceptual, adversarial, locality
         device = next(model.parameters()).device
         self.discriminator = PatchDiscriminator().to(device, memory_format=torch.channels_last)
-        self.codebook = Codebook(model.quantize, warmup).to(device)
+        if perceptual:
+            self.distance = PerceptualDistance().to(device, memory_format=torch.channels_last)
+        self.codebook = Codebook(model.quantize, warmup, settled=0.85 * steps).to(device)
         self.optimizer = torch.optim.AdamW(model.parameters(), lr=peak, betas=(0.9, 0.95), weight_decay=1e-4)
         self.d_optimizer = torch.optim.AdamW(self.discriminator.parameters(), lr=peak, betas=(0.5, 0.9))
+        self.ema = EMAModel(model.parameters(), decay=ema_decay, foreach=True)
 
     def objects(self) -> dict:
         return {
-            "model": self.model, "discriminator": self.discriminator, "codebook": self.codebook,
+            "model": self.model, "discriminator": self.discriminator, "codebook": self.codebook, "ema": self.ema,
             "optimizer": self.optimizer, "d_optimizer": self.d_optimizer,
         }  # fmt: skip
+
+    @contextmanager
+    def averaged(self):
+        """The model with the moving average of its weights, while this lasts."""
+        self.ema.store(self.model.parameters())
+        self.ema.copy_to(self.model.parameters())
+        try:
+            yield self.model
+        finally:
+            self.ema.restore(self.model.parameters())
+
+    def autocast(self):
+        return torch.autocast(self.model.device.type, self.dtype, enabled=self.dtype != torch.float32)
 
     def step(self, pixels: torch.Tensor, step: int) -> dict[str, float]:
         """pixels [B, 3, H, W] in [-1, 1]."""
         for optimizer, share in ((self.optimizer, 1.0), (self.d_optimizer, 0.5)):
             for group in optimizer.param_groups:
                 group["lr"] = share * learning_rate(step, self.steps, self.peak)
-        device = pixels.device.type
-        with torch.autocast(device, self.dtype, enabled=self.dtype != torch.float32):
+        with self.autocast():
             z = encode(self.model, pixels).float()
-            with torch.autocast(device, enabled=False):
-                quantized, codebook_loss = self.codebook(z, step)
+            with torch.autocast(pixels.device.type, enabled=False):
+                quantized, commitment = self.codebook(z, step)
             decoded = decode(self.model, quantized).float()
             locality = locality_loss(self.model, pixels[::2], quantized[::2], torch.Generator().manual_seed(step))
+            distance = self.distance(decoded, pixels).mean() if self.perceptual else torch.zeros(())
         reconstruction = reconstruction_loss(decoded, pixels)
-        loss = reconstruction + codebook_loss + locality
-        logs = {"reconstruction": reconstruction, "codebook": codebook_loss, "locality": locality}
-        logs["psnr"] = psnr(pixels, decoded).mean()
-
-        gan = step >= self.gan_start
-        if gan:
-            self.discriminator.requires_grad_(False)
-            with torch.autocast(device, self.dtype, enabled=self.dtype != torch.float32):
-                fooled = -self.discriminator(decoded).float().mean()
-            last = self.model.decoder.conv_out.weight
-            grad_rec = torch.autograd.grad(reconstruction, last, retain_graph=True)[0].norm()
-            grad_gan = torch.autograd.grad(fooled, last, retain_graph=True)[0].norm()
-            weight = (grad_rec / (grad_gan + 1e-4)).clamp(max=1e4).detach()
-            loss = loss + self.adversarial * weight * fooled
+        seen = reconstruction + self.perceptual * distance
+        logs = {"reconstruction": reconstruction, "perceptual": distance, "psnr": psnr(pixels, decoded).mean()}
+        logs |= {"commitment": commitment, "locality": locality}
+        # The way back in two parts: from the losses to the decoded pixels, where they are weighed, and on from there.
+        gradient = torch.autograd.grad(seen, decoded)[0]
+        if step >= self.gan_start:
+            gradient = gradient + self.adversarial * self._adversarial_gradient(decoded, gradient)
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        torch.autograd.backward([decoded, commitment + self.locality * locality], [gradient, None])
         nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self.optimizer.step()
-
-        if gan:
-            self.discriminator.requires_grad_(True)
-            with torch.autocast(device, self.dtype, enabled=self.dtype != torch.float32):
-                real, fake = self.discriminator(torch.cat([pixels, decoded.detach()])).float().chunk(2)
-            d_loss = F.relu(1 - real).mean() + F.relu(1 + fake).mean()
-            self.d_optimizer.zero_grad(set_to_none=True)
-            d_loss.backward()
-            self.d_optimizer.step()
-            logs["discriminator"] = d_loss
+        self.ema.step(self.model.parameters())
+        if step >= self.gan_start:
+            logs["discriminator"] = self._discriminator_step(pixels, decoded.detach())
         return {name: value.item() for name, value in logs.items()}
+
+    def _adversarial_gradient(self, decoded: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
+        """The gradient of -w E[D(x')] at the decoded pixels [B, 3, H, W]; `gradient` is that of L_rec there."""
+        self.discriminator.requires_grad_(False)
+        with self.autocast():
+            fooled = -self.discriminator(decoded).float().mean()
+        self.discriminator.requires_grad_(True)
+        ours = torch.autograd.grad(fooled, decoded)[0]
+        last = self.model.decoder.conv_out.weight
+        grad_rec, grad_gan = (torch.autograd.grad(decoded, last, g, retain_graph=True)[0].norm() for g in (gradient, ours))
+        return ours * (grad_rec / (grad_gan + 1e-4)).clamp(max=1e4)
+
+    def _discriminator_step(self, pixels: torch.Tensor, decoded: torch.Tensor) -> torch.Tensor:
+        """One step of D on real and decoded pixels [B, 3, H, W] each; returns L_D."""
+        with self.autocast():
+            real, fake = self.discriminator(torch.cat([pixels, decoded])).float().chunk(2)
+        loss = F.relu(1 - real).mean() + F.relu(1 + fake).mean()
+        self.d_optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self.d_optimizer.step()
+        return loss.detach()
 
 
 @torch.no_grad()
@@ -265,13 +390,14 @@ def charge_for_rate(model: VQModel, pixels: torch.Tensor, rate: float) -> VQMode
     sqrt(-lambda log p(k)), so that the nearest code in the plain sense is the cheapest: any VQModel code reads it.
     """
     weight, size = model.quantize.embedding.weight, model.config.num_vq_embeddings
-    vectors = torch.cat([encode(model, part).float() for part in pixels.split(64)])
-    vectors = vectors.permute(0, 2, 3, 1).flatten(0, 2)  # [N*h*w, C]
-    distances = torch.cdist(vectors, weight.float()).square()  # [N*h*w, K]
-    strength = rate * distances.amin(1).mean()
+    vectors = torch.cat([encode(model, part.to(weight.device)).float() for part in pixels.split(16)])
+    vectors = vectors.permute(0, 2, 3, 1).flatten(0, 2).split(2**13)  # of [N*h*w, C], for distances [2**13, K]
+    square = sum(torch.cdist(part, weight.float()).amin(1).square().sum() for part in vectors)
+    strength = rate * square / sum(map(len, vectors))
     price = torch.zeros(size, device=weight.device)
     for _ in range(8):  # which codes are taken depends on their price, and the price on how often they are taken
-        counts = torch.bincount((distances + price).argmin(1), minlength=size)
+        taken = torch.cat([(torch.cdist(part, weight.float()).square() + price).argmin(1) for part in vectors])
+        counts = torch.bincount(taken, minlength=size)
         price = -strength * ((counts + 1) / (counts.sum() + size)).log()
 
     config = {name: value for name, value in model.config.items() if not name.startswith("_")}
@@ -284,64 +410,110 @@ def charge_for_rate(model: VQModel, pixels: torch.Tensor, rate: float) -> VQMode
     return priced.eval()
 
 
+def save_sheet(pixels: torch.Tensor, decoded: torch.Tensor, path: Path) -> None:
+    """Writes n originals above their reconstructions, both [n, 3, H, W] in [-1, 1]."""
+    sheet = torch.stack([pixels, decoded]).permute(2, 0, 3, 1, 4).flatten(3).flatten(1, 2)  # [3, 2*H, n*W]
+    image_tokenizer.to_images(sheet[None])[0].save(path)
+
+
 @torch.no_grad()
 def evaluate(model: VQModel, images: list, folder: Path, step: int) -> float:
     """Mean PSNR of `images` (PIL), through tokens as in use; writes originals above reconstructions to a picture."""
-    pixels = image_tokenizer.to_pixels(images)
+    pixels = image_tokenizer.to_pixels(images).to(model.device)
     decoded = torch.cat([image_tokenizer.decode(model, image_tokenizer.encode(model, part)) for part in pixels.split(16)])
-    rows = torch.cat([pixels[:12], decoded[:12]]).clamp(-1, 1)  # [24, 3, H, W]
-    sheet = rows.unflatten(0, (2, -1)).permute(2, 0, 3, 1, 4).flatten(3).flatten(1, 2)  # [3, 2*H, 12*W]
-    image_tokenizer.to_images(sheet[None])[0].save(folder / f"reconstructions_{step:06}.png")
+    save_sheet(pixels[:12], decoded[:12], folder / f"reconstructions_{step:06}.png")
     return psnr(pixels, decoded).mean().item()
+
+
+def random_crops(pixels: torch.Tensor, size: int, cell: int, generator: torch.Generator) -> torch.Tensor:
+    """[B, 3, H, H] -> [B, 3, size, size]: of each picture another part, in whole cells of `cell` pixels."""
+    places = torch.randint(0, (pixels.shape[-1] - size) // cell + 1, (len(pixels), 2), generator=generator) * cell
+    return torch.stack([p[:, y : y + size, x : x + size] for p, (y, x) in zip(pixels, places.tolist())])
+
+
+def training_batches(dataset, args: argparse.Namespace, cell: int, first: int, steps: int):
+    """Yields pixels [B, 3, H, W] on the device for the steps from `first`: crops, then fewer, whole pictures.
+
+    `--whole-from` is the share of the steps after which pictures are whole. A batch holds about as many pixels then.
+    """
+    whole = int(args.whole_from * steps) if args.crop < args.image_size else 0
+    few = max(2, round(args.batch_size * (args.crop / args.image_size) ** 2)) if whole else args.batch_size
+    loaders = [batches(dataset, args.batch_size, first, whole, seed=args.seed)] if first < whole else []
+    loaders += [batches(dataset, few, max(first, whole), steps, seed=args.seed + 1)]
+    for step, (bytes_, _) in enumerate(itertools.chain(*loaders), first):
+        pixels = as_pixels(bytes_.to(args.device))
+        if step < whole:
+            pixels = random_crops(pixels, args.crop, cell, torch.Generator().manual_seed(step))
+        yield pixels.contiguous(memory_format=torch.channels_last)
 
 
 def train(args: argparse.Namespace) -> None:
     torch.manual_seed(args.seed)
     args.out.mkdir(parents=True, exist_ok=True)
     dataset = open_dataset(args.data, args.image_size, seed=args.seed)
-    model = new_image_tokenizer(args.codebook_size).to(args.device, memory_format=torch.channels_last)
-    if args.image_size % image_tokenizer.downsampling(model):
-        raise SystemExit(f"--image-size {args.image_size}: take a multiple of {image_tokenizer.downsampling(model)}.")
-    steps = args.images // args.batch_size
-    trainer = Trainer(model, steps, int(args.gan_from * steps), WARMUP_STEPS, dtype=getattr(torch, args.dtype))
+    model = new_image_tokenizer(args.codebook_size, tuple(args.channels), args.block_size, args.image_size)
+    if len(args.channels) == 1 and not (args.out / "last.pt").exists():
+        start_linear(model, image_tokenizer.to_pixels([dataset.picture(i) for i in range(min(300, len(dataset)))]))
+    model = model.to(args.device, memory_format=torch.channels_last)
+    cell = image_tokenizer.downsampling(model)
+    if args.image_size % cell or args.crop % cell:
+        raise SystemExit(f"--image-size {args.image_size}, --crop {args.crop}: take multiples of {cell}.")
+    steps = args.steps
+    trainer = Trainer(
+        model, steps, int(args.gan_from * steps), args.warmup_steps, args.learning_rate, args.perceptual, args.adversarial,
+        args.locality, args.ema_decay, getattr(torch, args.dtype),
+    )  # fmt: skip
     state = RunState(args.out, **trainer.objects())
     first = state.restore()
+    trainer.ema.to(args.device)
     held_out = [image for image, _ in dataset.held_out(dataset.held_out_kinds[0], 64)]
 
     bar = tqdm(total=steps, initial=first, unit="step", desc="image tokenizer", mininterval=5)
-    with open(args.out / "log.jsonl", "a") as log:
-        loader = batches(dataset, args.batch_size, first, steps, seed=args.seed)
-        for step, (bytes_, _) in enumerate(loader, first):
-            pixels = as_pixels(bytes_.to(args.device)).contiguous(memory_format=torch.channels_last)
+    with open(args.out / "log.jsonl", "a", encoding="utf-8") as log:
+        for step, pixels in enumerate(training_batches(dataset, args, cell, first, steps), first):
             logs = trainer.step(pixels, step)
             bar.update()
             if step % 50 == 0:
                 bar.set_postfix({name: f"{value:.3f}" for name, value in logs.items()}, refresh=False)
-                logs |= {"step": step, "time": time.time(), "codes": (trainer.codebook.used > 0.05).sum().item()}
-                log.write(json.dumps(logs) + "\n")
+                codes = {"codes": (trainer.codebook.used > 0.1).sum().item(), "perplexity": trainer.codebook.perplexity()}
+                log.write(json.dumps(logs | codes | {"step": step, "time": time.time()}) + "\n")
                 log.flush()
             if (step + 1) % args.look_every == 0 and step > trainer.codebook.warmup:
-                print(f"\nstep {step + 1}: held-out PSNR {evaluate(model, held_out, args.out, step + 1):.2f} dB")
+                with trainer.averaged():
+                    dB = evaluate(model, held_out, args.out, step + 1)
+                print(f"\nstep {step + 1}: held-out PSNR {dB:.2f} dB", flush=True)
             state.save_if_due(step + 1)
     state.save(steps)
-    if args.rate:
-        pictures = [dataset.picture(i) for i in range(min(1000, len(dataset)))]
-        model = charge_for_rate(model, image_tokenizer.to_pixels(pictures).to(args.device), args.rate)
-    model.save_pretrained(args.out / "image_tokenizer")
-    print(f"held-out PSNR {evaluate(model, held_out, args.out, steps):.2f} dB; saved to {args.out / 'image_tokenizer'}")
+    with trainer.averaged():
+        if args.rate:
+            pictures = [dataset.picture(i) for i in range(min(1000, len(dataset)))]
+            model = charge_for_rate(model, image_tokenizer.to_pixels(pictures), args.rate)
+        model.save_pretrained(args.out / "image_tokenizer")
+        dB = evaluate(model, held_out, args.out, steps)
+    print(f"held-out PSNR {dB:.2f} dB; saved to {args.out / 'image_tokenizer'}")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Train an image tokenizer (VQGAN); run again to go on after a stop.")
     parser.add_argument("--data", default="data/emoji", help="the emoji corpus, or a folder with metadata.jsonl")
     parser.add_argument("--out", type=Path, default=Path("runs/image_tokenizer"), help="state, logs, result")
-    parser.add_argument("--images", type=int, default=48_000, help="how many pictures to train on (%(default)s)")
-    parser.add_argument("--batch-size", type=int, default=16)
-    parser.add_argument("--image-size", type=int, default=96, help="pixels a side, a multiple of 8 (%(default)s)")
-    parser.add_argument("--codebook-size", type=int, default=1024)
-    parser.add_argument("--rate", type=float, default=1.3, help="price of rare codes, see charge_for_rate (%(default)s)")
-    parser.add_argument("--gan-from", type=float, default=0.75, help="share of the run after which the GAN starts")
-    parser.add_argument("--look-every", type=int, default=1000, help="steps between written reconstructions")
+    parser.add_argument("--steps", type=int, default=6000, help="(%(default)s)")
+    parser.add_argument("--batch-size", type=int, default=16, help="crops in a step (%(default)s)")
+    parser.add_argument("--image-size", type=int, default=192, help="pixels a side (%(default)s)")
+    parser.add_argument("--crop", type=int, default=96, help="pixels a side of the crops (%(default)s)")
+    parser.add_argument("--whole-from", type=float, default=0.7, help="share of the run after which pictures are whole")
+    parser.add_argument("--block-size", type=int, default=12, help="pixels a side taken as channels (%(default)s)")
+    parser.add_argument("--channels", type=int, nargs="+", default=[192], help="each further one halves the side (192)")
+    parser.add_argument("--codebook-size", type=int, default=4096, help="(%(default)s)")
+    parser.add_argument("--warmup-steps", type=int, default=64, help="without codes, see Codebook (%(default)s)")
+    parser.add_argument("--learning-rate", type=float, default=2e-4, help="its peak (%(default)s)")
+    parser.add_argument("--perceptual", type=float, default=0.1, help="weight of the perceptual distance (%(default)s)")
+    parser.add_argument("--locality", type=float, default=0.5, help="weight of the locality term (%(default)s)")
+    parser.add_argument("--adversarial", type=float, default=0.3, help="weight of the GAN's term (%(default)s)")
+    parser.add_argument("--gan-from", type=float, default=0.5, help="share of the run after which the GAN starts")
+    parser.add_argument("--ema-decay", type=float, default=0.998, help="of the moving average (%(default)s)")
+    parser.add_argument("--rate", type=float, default=0.25, help="price of rare codes, see charge_for_rate (%(default)s)")
+    parser.add_argument("--look-every", type=int, default=500, help="steps between written reconstructions")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"], help="of the matrix products")
     parser.add_argument("--seed", type=int, default=0)

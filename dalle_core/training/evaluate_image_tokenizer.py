@@ -1,0 +1,111 @@
+"""How well an image tokenizer restores what it has never seen: a JSON file and a picture.
+
+For each kind of held-out pictures: PSNR at full and at half size, SSIM, the perceptual distance, how many codes are in
+use, and the time to decode. `python -m dalle_core.training.evaluate_image_tokenizer --help`
+"""
+
+import argparse
+import json
+import time
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from diffusers import VQModel
+
+from dalle_core import decoder, image_tokenizer
+from dalle_core.training.data import open_dataset
+from dalle_core.training.image_tokenizer import psnr
+from dalle_core.training.perceptual import PerceptualDistance
+
+
+def ssim(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """Structural similarity (Wang et al. 2004) of x and y [B, 3, H, W] in [-1, 1] -> [B], 1 for equal pictures.
+
+        SSIM = (2 mx my + c1) (2 sxy + c2) / ((mx^2 + my^2 + c1) (sx^2 + sy^2 + c2))
+
+    with means, variances and covariance under a Gaussian window of 11 pixels (sigma 1.5), mean over places and channels.
+    """
+    offsets = torch.arange(-5.0, 6.0, device=x.device)
+    window = torch.exp(-(offsets**2) / (2 * 1.5**2))
+    window = (window / window.sum()).expand(3, 1, 1, 11)
+
+    def mean(z):
+        return F.conv2d(F.conv2d(z, window, groups=3), window.transpose(2, 3), groups=3)
+
+    mx, my = mean(x), mean(y)
+    c1, c2 = (0.01 * 2) ** 2, (0.03 * 2) ** 2  # the range of the pixels is 2
+    covariance = mean(x * y) - mx * my
+    variances = mean(x * x) - mx * mx + mean(y * y) - my * my
+    similarity = (2 * mx * my + c1) * (2 * covariance + c2) / ((mx * mx + my * my + c1) * (variances + c2))
+    return similarity.mean((1, 2, 3))
+
+
+@torch.no_grad()
+def figures(model: VQModel, distance: PerceptualDistance, images: list) -> tuple[dict, torch.Tensor]:
+    """Means over `images` (PIL) of what is measured, and the reconstructions [B, 3, H, W]."""
+    pixels = image_tokenizer.to_pixels(images).to(model.device)
+    tokens = torch.cat([image_tokenizer.encode(model, part) for part in pixels.split(16)])
+    decoded = torch.cat([image_tokenizer.decode(model, part) for part in tokens.split(16)])
+    share = torch.bincount(tokens.flatten(), minlength=model.config.num_vq_embeddings) / tokens.numel()
+    return {
+        "pictures": len(images),
+        "psnr": psnr(pixels, decoded).mean().item(),
+        "psnr_at_half_size": psnr(F.avg_pool2d(pixels, 2), F.avg_pool2d(decoded, 2)).mean().item(),
+        "ssim": ssim(pixels, decoded).mean().item(),
+        "perceptual_distance": torch.cat([distance(*two) for two in zip(pixels.split(16), decoded.split(16))]).mean().item(),
+        "codes": (share > 0).sum().item(),
+        "perplexity": torch.special.entr(share).sum().exp().item(),
+        "bits_a_token": torch.special.entr(share).sum().item() / torch.tensor(2.0).log().item(),
+    }, decoded
+
+
+def decode_seconds(model: VQModel, count: int = 16, repeats: int = 5) -> float:
+    """Seconds to decode `count` pictures, the best of `repeats`."""
+    side = model.config.sample_size * image_tokenizer.block_size(model) // image_tokenizer.downsampling(model)
+    tokens = torch.randint(model.config.num_vq_embeddings, (count, side, side), device=model.device)
+    seconds = []
+    for _ in range(repeats + 1):
+        start = time.perf_counter()
+        image_tokenizer.decode(model, tokens).cpu()
+        seconds.append(time.perf_counter() - start)
+    return min(seconds)
+
+
+def sheet(originals: torch.Tensor, decoded: torch.Tensor, columns: int) -> torch.Tensor:
+    """[n, 3, H, W] each, n a multiple of columns -> [1, 3, rows * H, 2 * columns * W]: each original beside its
+    reconstruction."""
+    pairs = torch.stack([originals, decoded], 1)  # [n, 2, 3, H, W]
+    cells = pairs.unflatten(0, (-1, columns)).flatten(1, 2)  # [rows, 2 * columns, 3, H, W]
+    return cells.permute(2, 0, 3, 1, 4).flatten(3).flatten(1, 2)[None]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Evaluate an image tokenizer on held-out pictures: a JSON and a picture.")
+    parser.add_argument("--image-tokenizer", type=Path, default=Path("runs/image_tokenizer/image_tokenizer"))
+    parser.add_argument("--data", default="data/emoji", help="the emoji corpus, or a folder with metadata.jsonl")
+    parser.add_argument("--out", type=Path, help="JSON, a .png beside it (evaluation.json beside the model)")
+    parser.add_argument("--pictures", type=int, default=100, help="of each kind (%(default)s)")
+    args = parser.parse_args()
+
+    model = VQModel.from_pretrained(args.image_tokenizer).float().eval()
+    size = model.config.sample_size * image_tokenizer.block_size(model)
+    dataset, distance = open_dataset(args.data, size), PerceptualDistance()
+    result, shown = {"image_size": size, "threads": torch.get_num_threads()}, []
+    for kind in dataset.held_out_kinds:
+        images = [image for image, _ in dataset.held_out(kind, args.pictures)]
+        result[kind], decoded = figures(model, distance, images)
+        shown.append((image_tokenizer.to_pixels(images)[:12], decoded[:12].cpu()))
+    result["decode_16_seconds"] = decode_seconds(model)
+    decoder.quicken(model)
+    result["decode_16_seconds_quickened"] = decode_seconds(model)
+    out = args.out or args.image_tokenizer / "evaluation.json"
+    out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    originals, decoded = (torch.cat(part) for part in zip(*shown))
+    picture = image_tokenizer.to_images(sheet(originals, decoded, 4))[0].quantize(256)  # half the size of a file
+    picture.save(out.with_suffix(".png"), optimize=True)
+    print(json.dumps(result, indent=2))
+
+
+if __name__ == "__main__":
+    main()
