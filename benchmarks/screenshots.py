@@ -5,7 +5,7 @@ from pathlib import Path
 from playwright.sync_api import sync_playwright
 
 import dalle_core
-from demo import Models, create_demo, launch_options
+from demo import create_demo, launch_options, open_studio
 from tests.browser.chromium import executable
 
 OUT = Path(__file__).parent.parent / "assets" / "screenshots"
@@ -21,8 +21,9 @@ VIEWS = {  # name -> (width, height, colour scheme, the browser's language, prom
 
 def main() -> None:
     OUT.mkdir(parents=True, exist_ok=True)
-    demo = create_demo(Models(dalle_core.load("emoji"), "emoji"))
-    _, url, _ = demo.launch(prevent_thread_lock=True, quiet=True, **launch_options())
+    studio = open_studio(dalle_core.load("emoji"), "emoji")
+    demo = create_demo(studio)
+    _, url, _ = demo.launch(prevent_thread_lock=True, quiet=True, **launch_options(studio))
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=executable(), args=["--no-sandbox", "--disable-gpu"])
         for name, (width, height, scheme, language, prompt) in VIEWS.items():
