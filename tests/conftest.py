@@ -6,12 +6,12 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # before huggingface_hub is imported: no tes
 
 import pytest
 import torch
+from diffusers import VQModel
 
 from dalle_core.gpt_prior import GPTPrior
 from dalle_core.pipeline import DallePipeline
 from dalle_core.text_tokenizer import train_text_tokenizer
 from dalle_core.training.clip import new_clip, new_image_processor
-from dalle_core.training.image_tokenizer import new_image_tokenizer
 
 CAPTIONS = ["a red fox", "a fox and a banana on a purple background in noto style", "狐狸和香蕉", "two apples"] * 5
 
@@ -20,7 +20,11 @@ def make_pipeline() -> DallePipeline:
     """4 x 4 tokens of 64 codes, 64 x 64 pixels, 8 text positions."""
     torch.manual_seed(0)
     tokenizer = train_text_tokenizer(CAPTIONS, 120)
-    vq = new_image_tokenizer(codebook_size=64, channels=(16, 16, 16), block_size=4, image_size=96)
+    vq = VQModel(
+        in_channels=48, out_channels=48, down_block_types=("DownEncoderBlock2D",) * 3, up_block_types=("UpDecoderBlock2D",) * 3,
+        block_out_channels=(16, 16, 16), layers_per_block=1, latent_channels=32, vq_embed_dim=16, num_vq_embeddings=64,
+        norm_num_groups=1, mid_block_add_attention=False, sample_size=24,
+    )  # fmt: skip
     vq.quantize.embedding.weight.data.normal_()  # codes that look different
     prior = GPTPrior(len(tokenizer), 8, 64, 16, num_layers=2, num_heads=2, hidden_size=32)
     prior.head.weight.data.mul_(40)  # far from uniform, so that temperature, top-k and guidance matter
