@@ -4,7 +4,6 @@ An endpoint has the name of its method; its description, and those of its argume
 """
 
 import base64
-import io
 import json
 import secrets
 import time
@@ -18,7 +17,6 @@ import gradio as gr
 from gradio.data_classes import FileData
 from gradio.route_utils import get_api_call_path, get_root_url
 from gradio_client.utils import encode_file_path, is_http_url_like, python_type_to_json_schema
-from PIL import Image
 
 from dalle_core import InputError
 from dalle_core.augment import rows_of
@@ -29,6 +27,7 @@ from dalle_core.studio.fetch import fetched
 from dalle_core.studio.grid import Grid
 from dalle_core.studio.pool import Picture
 from dalle_core.studio.studio import UPDATE_EVERY, Studio, Update
+from demo.pictures import data_uri
 from demo.public import visitor
 
 MAX_LIST = 2000  # labels or prompts
@@ -418,12 +417,6 @@ def inline(url: str) -> bytes:
         return base64.b64decode(url.partition(";base64,")[2], validate=True)
     except ValueError:
         raise InputError("This data: URL is damaged: after “;base64,” it holds something else.") from None
-
-
-def data_uri(image: Image.Image) -> str:
-    file = io.BytesIO()
-    image.save(file, "JPEG", quality=90)
-    return f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
 def address(request: gr.Request, path: str | Path) -> str:

@@ -12,12 +12,14 @@ RANKED, SAMPLED = "CLIP's order", "Order of sampling"
 
 def preview_grid(images: list[Image.Image]) -> str:
     """Unfinished pictures as HTML that holds them all: a file and a request for each would slow the drawing down."""
-    cells = []
-    for image in images:
-        file = io.BytesIO()
-        image.save(file, "JPEG", quality=90)
-        cells.append(f'<img alt="" decoding="sync" src="data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}">')
+    cells = (f'<img alt="" decoding="sync" src="{data_uri(image)}">' for image in images)
     return f'<div class="preview-grid">{"".join(cells)}</div>'
+
+
+def data_uri(image: Image.Image) -> str:
+    file = io.BytesIO()
+    image.save(file, "JPEG", quality=90)
+    return f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
 def label(picture: Picture) -> str:

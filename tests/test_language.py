@@ -34,7 +34,7 @@ GRADIO = {
 SAME = {"Top-k", "Top-p", "CLIP", "X", "Y", "tiny", "20.0 dB"}  # the field's own terms, the model's name, a unit
 # Sentences as they stand in the sources, 7 for each value. Those put together from parts; the dictionary has the outcomes.
 COMPOSED = {
-    "The page draws up to 7 prompts and 7 pictures in one go.7 For more, use the command: 7", "7 is 7; it must be a 7number 7.", "7 failed. The server's log says why; try again.",
+    "7 is 7; it must be a 7number 7.", "7 failed. The server's log says why; try again.",
     "A visitor may ask for 7: ask for less.", "A visitor may ask for 7, and yours are used up. Try again in 7 7.",
     "7 has the shape 7; this model's grid is 7.", "7: the prompt has 7 characters; 7 are the most.", "7 has no prompt.",
     "7 has 7 cells, the header 7: put a prompt that holds a “7” in quotation marks.", "Prompt 7: 7", "7: 7 is not a 7number.",

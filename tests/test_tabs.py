@@ -208,7 +208,7 @@ def test_a_data_set_is_zipped_at_the_click_also_after_a_stop(studio, tmp_path):
     assert tab.zip("", last[tab.data_set]).name == "augmented_seed7.zip"
     steps = tab.draw(None, "a red fox", None, 40, "", "8")
     data_set = next(steps)[tab.data_set]
-    while not next(steps)[tab.latest].get("visible"):
+    while not next(steps)[tab.latest].get("value"):
         pass
     steps.close()
     ended = tab.end(data_set)

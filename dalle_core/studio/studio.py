@@ -201,9 +201,11 @@ class Studio:
 
     # ------------------------------------------------------------ files, made when they are asked for
 
-    def download(self, visitor: str, picture: Picture, save_recipe: bool = True) -> Path:
+    def download(self, visitor: str, picture: Picture | None, save_recipe: bool = True) -> Path:
         """The picture as a PNG for people: enlarged, with its recipe if that is wanted."""
         with sentences("The download"):
+            if picture is None:
+                raise InputError("Choose a picture first.")
             return self.store.write(visitor, picture.file_name(), picture.enlarged(save_recipe))
 
     def download_all(self, visitor: str, pictures: list[Picture], save_recipe: bool = True) -> Path:
@@ -288,14 +290,7 @@ class Studio:
 
     def augment(self, visitor: str, rows: list[Row], seed: int, threshold: float | None = None) -> Iterator[tuple[Progress, Path]]:
         """Draws a data set into a folder of the store: yields (progress, folder)."""
-        total = sum(row.count for row in rows)
-        if not rows:
-            raise InputError("There are no prompts: give at least one.")
-        if len(rows) > MAX_PROMPTS or total > MAX_PICTURES:
-            raise InputError(
-                f"Up to {MAX_PROMPTS} prompts and {MAX_PICTURES:,} pictures are drawn in one go. These are {len(rows):,} and "
-                f"{total:,}. For more, use the command: python -m dalle_core augment prompts.csv pictures"
-            )
+        total = data_set_size(rows)
         with sentences("Drawing"), self.holder.hold():
             self.budgets.spend(visitor, candidates=total)
             folder = self.store.folder(visitor)
@@ -394,6 +389,20 @@ def _drawn(grid: Grid | None) -> Grid:
     if grid is None or not grid.pictures:
         raise InputError("Draw something first.")
     return grid
+
+
+def data_set_size(rows: list[Row]) -> int:
+    """How many pictures the rows ask for. Raises InputError for none, and for more than a page should draw; the command has
+    no such bounds."""
+    total = sum(row.count for row in rows)
+    if not rows:
+        raise InputError("There are no prompts: give at least one.")
+    if len(rows) > MAX_PROMPTS or total > MAX_PICTURES:
+        raise InputError(
+            f"Up to {MAX_PROMPTS} prompts and {MAX_PICTURES:,} pictures are drawn in one go. These are {len(rows):,} and "
+            f"{total:,}. For more, use the command: python -m dalle_core augment prompts.csv pictures"
+        )
+    return total
 
 
 def arguments(request: DrawingRequest, seed: int) -> dict:

@@ -132,7 +132,8 @@ def train(args: argparse.Namespace) -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     tokenizer = PreTrainedTokenizerFast.from_pretrained(args.text_tokenizer)
     model = VQModel.from_pretrained(args.image_tokenizer).to(args.device).eval()
-    dataset = open_dataset(args.data, args.image_size, seed=args.seed)
+    size = args.image_size or model.config.sample_size * image_tokenizer.block_size(model)
+    dataset = open_dataset(args.data, size, seed=args.seed)
     pool = encode_pool(model, dataset, min(args.pool, len(dataset)), args.out / "tokens.pt", args.device)
 
     prior = GPTPrior(
@@ -186,7 +187,7 @@ def main() -> None:
     parser.add_argument("--pool", type=int, default=48_000, help="pictures to encode (at most the data set's)")
     parser.add_argument("--samples", type=int, default=155_000, help="pictures to train on, over all epochs")
     parser.add_argument("--batch-size", type=int, default=32)
-    parser.add_argument("--image-size", type=int, default=96)
+    parser.add_argument("--image-size", type=int, help="pixels a side (the image tokenizer's own)")
     parser.add_argument("--text-length", type=int, default=20, help="text positions, the end of the text included")
     parser.add_argument("--layers", type=int, default=6)
     parser.add_argument("--heads", type=int, default=4)

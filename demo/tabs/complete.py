@@ -13,6 +13,7 @@ from dalle_core.request import MAX_PROMPT, DrawingRequest
 from dalle_core.studio.pool import to_entry
 from dalle_core.studio.studio import Studio
 from demo import progress, static
+from demo.downloads import download
 from demo.handlers import QUIET, checked_later, parse_seed, stoppable
 from demo.pictures import gallery_items, preview_grid
 from demo.public import visitor
@@ -134,9 +135,10 @@ class Complete:
         self.previews = gr.HTML("", label="Previews", elem_id="complete-previews")
         self.gallery = gr.Gallery(
             columns=4, format="png", object_fit="contain", show_label=False, label="Completions", height="auto",
-            elem_id="completions", elem_classes="ranked", buttons=["download"], visible=False,
+            elem_id="completions", elem_classes="unused", buttons=[],
         )  # fmt: skip
         with gr.Row(elem_classes="unused") as self.more:
+            self.download = gr.Button("Download PNG", elem_id="complete-download")
             self.again = gr.Button("Go on from the chosen one", elem_id="complete-again")
         self.entry = gr.Textbox(elem_id="completed", elem_classes="offstage", show_label=False)  # for the history
         self.stroke = gr.Textbox(elem_id="stroke-said", elem_classes="offstage", show_label=False)
@@ -220,13 +222,13 @@ class Complete:
                 shown = {self.status: progress.of(step) + progress.cut(step)}
                 if step.previews is not None:
                     shown |= {
-                        self.previews: preview_grid(step.previews), self.gallery: gr.update(visible=False),
+                        self.previews: preview_grid(step.previews), self.gallery: gr.update(elem_classes="unused"),
                         self.more: gr.update(elem_classes="unused"),
                     }  # fmt: skip
                 if step.pictures is None:
                     yield shown
         yield shown | {
-            self.gallery: gr.update(value=gallery_items(step.pictures), visible=True), self.previews: "",
+            self.gallery: gr.update(value=gallery_items(step.pictures), elem_classes="ranked"), self.previews: "",
             self.pictures: step.pictures, self.chosen: step.pictures[0], self.more: gr.update(elem_classes=[]),
             self.entry: to_entry(step.pictures),
         }  # fmt: skip
@@ -244,6 +246,7 @@ class Complete:
             ended(progress.ended, self.status, [self.status, self.stop], **QUIET)
         self.stop.click(None, cancels=[event], queue=False, api_visibility="private")
         self.entry.change(None, self.entry, None, js="(text) => { dalleHistory.save(text); }", api_visibility="private")
+        download(self.download, self.studio.download, [self.chosen, save_recipe])
 
     def go_on_events(self, opening: dict) -> None:
         """A completion is taken as the next picture."""

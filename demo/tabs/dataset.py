@@ -11,17 +11,15 @@ import gradio as gr
 
 from dalle_core import InputError
 from dalle_core.augment import Kept, Progress, Row, read_prompts, rows_of
-from dalle_core.studio.studio import UPDATE_EVERY, Studio
+from dalle_core.studio.studio import UPDATE_EVERY, Studio, data_set_size
 from demo import progress
 from demo.downloads import download
 from demo.handlers import QUIET, checked_later, parse_seed, stoppable
 from demo.public import visitor
 from demo.uploads import file_input
 
-MAX_PROMPTS, MAX_PICTURES = 200, 1000  # in one go; the command has no such bounds
 MAX_TEXT = 500_000  # characters of the box of prompts
 LATEST = 24  # pictures on show
-COMMAND = "python -m dalle_core augment prompts.csv pictures"
 
 
 @dataclass(frozen=True)
@@ -34,19 +32,16 @@ class DataSet:
 
 
 def asked_for(text: str | None, file: str | None, count: int) -> list[Row]:
-    """The rows of the box and of the file together. Raises InputError for none, and for more than a page should draw."""
+    """The rows of the box and of the file together. Raises InputError for none, and as `data_set_size`."""
     text = text or ""
-    rows = rows_of(text.splitlines(), count) if len(text) <= MAX_TEXT else None
-    if rows is not None and file:
-        rows += read_prompts(file, count)
-    if rows == []:
-        raise InputError("There are no prompts: write some, one a line, or hand in a file.")
-    if rows is None or len(rows) > MAX_PROMPTS or sum(row.count for row in rows) > MAX_PICTURES:
-        found = "" if rows is None else f" These are {len(rows):,} and {sum(row.count for row in rows):,}."
+    if len(text) > MAX_TEXT:
         raise InputError(
-            f"The page draws up to {MAX_PROMPTS} prompts and {MAX_PICTURES:,} pictures in one go.{found} For more, use the "
-            f"command: {COMMAND}"
+            f"The box takes up to {MAX_TEXT:,} characters. For more, use the command: python -m dalle_core augment prompts.csv pictures"
         )
+    rows = rows_of(text.splitlines(), count) + (read_prompts(file, count) if file else [])
+    if not rows:
+        raise InputError("There are no prompts: write some, one a line, or hand in a file.")
+    data_set_size(rows)
     return rows
 
 
@@ -126,7 +121,7 @@ class Augment:
             zipped = gr.Button("Download the data set (zip)", elem_id="augment-download")
         self.latest = gr.Gallery(
             columns=8, format="png", object_fit="contain", show_label=False, label="The latest pictures", height="auto",
-            elem_id="augmented", elem_classes="notranslate", allow_preview=False, buttons=[], visible=False,
+            elem_id="augmented", elem_classes=["notranslate", "unused"], allow_preview=False, buttons=[],
         )  # fmt: skip
         download(zipped, self.zip, [self.data_set])
 
@@ -146,7 +141,7 @@ class Augment:
             drawn, out = next(steps)
             data_set = DataSet(out, asked)
             yield {
-                self.latest: gr.update(value=[], visible=False), self.status: status(drawn, 0) + notice,
+                self.latest: gr.update(value=[], elem_classes=["notranslate", "unused"]), self.status: status(drawn, 0) + notice,
                 self.exports: gr.update(elem_classes="unused"), self.data_set: data_set,
             }  # fmt: skip
             for drawn, _ in steps:
@@ -154,7 +149,7 @@ class Augment:
                 now = time.monotonic()
                 if drawn.new or now - shown_at > UPDATE_EVERY:
                     shown_at = now
-                    pictures = gr.update(value=list(latest), visible=True) if drawn.new else gr.skip()
+                    pictures = gr.update(value=list(latest), elem_classes="notranslate") if drawn.new else gr.skip()
                     yield {self.latest: pictures, self.status: status(drawn, now - started) + notice}
         hint = "" if drawn.kept else ": no score reached the threshold, so lower it"
         line = progress.line(f"{drawn.drawn} pictures drawn, {_counts(drawn)}, seed {asked}{hint}")

@@ -40,7 +40,7 @@ def build(studio: Studio, tab: gr.Tab) -> None:
     text = gr.Markdown("", elem_id="model-card", elem_classes="notranslate")
     drawn = gr.Image(
         label="Prompts that training never saw: real, through the image tokenizer, best of 1, 4, 16, 64 by CLIP", interactive=False,
-        format="png", elem_id="model-evaluation", visible=False, buttons=[],
+        format="png", elem_id="model-evaluation", elem_classes="unused", buttons=[],
         alt_text="Pictures of prompts that training never saw",
     )  # fmt: skip
 
@@ -50,7 +50,7 @@ def build(studio: Studio, tab: gr.Tab) -> None:
         found = picture.is_file()
         return {
             about: facts(loaded), parts: sizes(loaded), text: card(loaded.source),
-            drawn: gr.update(value=str(picture) if found else None, visible=found),
+            drawn: gr.update(value=str(picture) if found else None, elem_classes=[] if found else "unused"),
         }  # fmt: skip
 
     tab.select(show, None, [about, parts, text, drawn], api_visibility="private", show_progress="hidden")

@@ -1,6 +1,7 @@
 """Painting what stays, going on from a completion, the seamless tile and a picture's own settings, in a real Chromium."""
 
 import base64
+import json
 import re
 
 import numpy as np
@@ -48,6 +49,11 @@ def test_a_painted_region_is_drawn_anew_and_the_rest_stays(page, gate):
         found = tokens_in(completions, place)
         assert found[:12] == drawn[:12] and found[15] == drawn[15]
     assert any(tokens_in(completions, place)[12:15] != drawn[12:15] for place in range(8))
+    with page.expect_download() as download:
+        page.locator("#complete-download").click()
+    with Image.open(download.value.path()) as picture:
+        recipe = json.loads(picture.text["dalle"])
+        assert picture.size == (384, 384) and sum(recipe["tokens"], []) == tokens_in(completions) and recipe["varied"] is True
 
 
 def test_going_on_from_a_completion_keeps_its_very_tokens(page, gate):
