@@ -230,12 +230,13 @@ def vq_folder(tmp_path_factory):
 
 
 def test_prior_resumes_bit_for_bit(monkeypatch, tmp_path, folder, vq_folder):
-    arguments = COMMON | dict(
+    arguments = COMMON | {"image_size": None} | dict(  # the image tokenizer's own: 24
         data=folder, image_tokenizer=vq_folder, text_tokenizer=folder / "text_tokenizer", pool=30, samples=32,
         batch_size=4, text_length=8, layers=2, heads=2, hidden_size=16, learning_rate=0.02, look_every=7, compile=False, init=None,
     )  # fmt: skip
     result = "prior/diffusion_pytorch_model.safetensors"
     assert_resumes_bit_for_bit(monkeypatch, tmp_path, prior_training.train, arguments, result)
+    assert torch.load(tmp_path / "whole" / "tokens.pt", weights_only=True).shape[1:] == (3, 3)  # of 8 pixels a side
     # A run that starts from the outcome, and makes no step, ends with it.
     start = argparse.Namespace(out=tmp_path / "on", **arguments | {"init": tmp_path / "whole" / "prior", "samples": 0})
     prior_training.train(start)
