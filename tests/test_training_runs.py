@@ -15,7 +15,7 @@ from dalle_core.training import image_tokenizer as tokenizer_training
 from dalle_core.training import prior as prior_training
 from dalle_core.training.evaluate_image_tokenizer import ssim
 from dalle_core.training.muon import Muon, orthogonalise
-from dalle_core.training.perceptual import PerceptualDistance
+from dalle_core.training.perceptual import PerceptualNetwork, feature_distance
 from dalle_core.training.state import RunState
 
 COLOURS = ["red", "green", "blue", "white", "black", "grey", "yellow", "purple"]
@@ -162,7 +162,11 @@ def test_codebook_and_average_are_restored_onto_the_device():
 
 
 def test_perceptual_distance_sees_blur():
-    distance = PerceptualDistance()
+    network = PerceptualNetwork()
+
+    def distance(x, y):
+        return feature_distance(network(x), network(y))
+
     pixels = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0)).mul(2).sub(1)
     pixels = pixels.repeat_interleave(8, 2).repeat_interleave(8, 3)  # 64 x 64, blocks of colour
     slight, strong = (F.avg_pool2d(pixels, k, 1, k // 2, count_include_pad=False) for k in (3, 9))
@@ -170,7 +174,7 @@ def test_perceptual_distance_sees_blur():
     assert (distance(slight, pixels) > 0.05).all() and (distance(strong, pixels) > distance(slight, pixels)).all()
     slight.requires_grad_()
     distance(slight, pixels).sum().backward()
-    assert slight.grad.abs().sum() > 0 and not any(p.requires_grad for p in distance.parameters())
+    assert slight.grad.abs().sum() > 0 and not any(p.requires_grad for p in network.parameters())
 
 
 def test_structural_similarity():

@@ -361,10 +361,11 @@ class EmojiCorpus:
         return kind, numbers, background
 
     def _frame(self, rng) -> tuple[str, str, str]:
-        """Kind, style and background; styles as often as they have icons."""
+        """Kind, style and background; styles as often as they have icons. Most backgrounds are white: at a thing's rim,
+        every other colour takes tokens of its own."""
         kind = str(rng.choice(list(KINDS), p=list(KINDS.values())))
         style = self.icons[self._icon(rng)]["style"]
-        return kind, style, str(rng.choice(list(BACKGROUNDS))) if rng.random() < 0.5 else "white"
+        return kind, style, str(rng.choice(list(BACKGROUNDS))) if rng.random() < 0.25 else "white"
 
     def held_out(self, kind: str, count: int, seed: int = 1) -> list[tuple[Image.Image, str]]:
         """`count` pictures that training never sees, with their English captions; kind is "style" or "pairing"."""

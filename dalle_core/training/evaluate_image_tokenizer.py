@@ -16,7 +16,7 @@ from diffusers import VQModel
 from dalle_core import decoder, image_tokenizer
 from dalle_core.training.data import open_dataset
 from dalle_core.training.image_tokenizer import psnr
-from dalle_core.training.perceptual import PerceptualDistance
+from dalle_core.training.perceptual import PerceptualNetwork, feature_distance
 
 
 def ssim(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
@@ -42,18 +42,20 @@ def ssim(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
 
 
 @torch.no_grad()
-def figures(model: VQModel, distance: PerceptualDistance, images: list) -> tuple[dict, torch.Tensor]:
+def figures(model: VQModel, network: PerceptualNetwork, images: list) -> tuple[dict, torch.Tensor]:
     """Means over `images` (PIL) of what is measured, and the reconstructions [B, 3, H, W]."""
     pixels = image_tokenizer.to_pixels(images).to(model.device)
     tokens = torch.cat([image_tokenizer.encode(model, part) for part in pixels.split(16)])
     decoded = torch.cat([image_tokenizer.decode(model, part) for part in tokens.split(16)])
+    pairs = zip(pixels.split(16), decoded.split(16))
+    perceptual = torch.cat([feature_distance(network(x), network(y)) for x, y in pairs])
     share = torch.bincount(tokens.flatten(), minlength=model.config.num_vq_embeddings) / tokens.numel()
     return {
         "pictures": len(images),
         "psnr": psnr(pixels, decoded).mean().item(),
         "psnr_at_half_size": psnr(F.avg_pool2d(pixels, 2), F.avg_pool2d(decoded, 2)).mean().item(),
         "ssim": ssim(pixels, decoded).mean().item(),
-        "perceptual_distance": torch.cat([distance(*two) for two in zip(pixels.split(16), decoded.split(16))]).mean().item(),
+        "perceptual_distance": perceptual.mean().item(),
         "codes": (share > 0).sum().item(),
         "perplexity": torch.special.entr(share).sum().exp().item(),
         "bits_a_token": torch.special.entr(share).sum().item() / torch.tensor(2.0).log().item(),
@@ -90,11 +92,11 @@ def main() -> None:
 
     model = VQModel.from_pretrained(args.image_tokenizer).float().eval()
     size = model.config.sample_size * image_tokenizer.block_size(model)
-    dataset, distance = open_dataset(args.data, size), PerceptualDistance()
+    dataset, network = open_dataset(args.data, size), PerceptualNetwork()
     result, shown = {"image_size": size, "threads": torch.get_num_threads()}, []
     for kind in dataset.held_out_kinds:
         images = [image for image, _ in dataset.held_out(kind, args.pictures)]
-        result[kind], decoded = figures(model, distance, images)
+        result[kind], decoded = figures(model, network, images)
         shown.append((image_tokenizer.to_pixels(images)[:12], decoded[:12].cpu()))
     result["decode_16_seconds"] = decode_seconds(model)
     decoder.quicken(model)

@@ -20,7 +20,7 @@ the encoder, and two terms tie codes and encoder to each other:
 
 A reconstruction term alone averages what it cannot know, and averages are blurred. VQGAN (Esser et al. 2021, arXiv
 2012.09841, section 3.1) adds a patch discriminator D that learns to tell real patches from decoded ones, with the
-decoder as the generator of the GAN (L_rec: the first two terms of L_VQ):
+decoder as the generator of the GAN (L_rec: the first two terms of L_VQ; ours sees features, see `Discriminator`):
 
     L_D   = E[ max(0, 1 - D(x)) ] + E[ max(0, 1 + D(x')) ]                      hinge loss
     L     = L_VQ + lambda * w * ( -E[ D(x') ] ),
@@ -52,9 +52,10 @@ from tqdm import tqdm
 
 from dalle_core import image_tokenizer
 from dalle_core.training.data import as_pixels, batches, open_dataset
-from dalle_core.training.perceptual import PerceptualDistance
+from dalle_core.training.perceptual import CHANNELS, PerceptualNetwork, feature_distance
 from dalle_core.training.state import RunState, learning_rate
 
+GAN_WARMUP = 300  # steps in which the discriminator's weight grows from 0
 
 def new_image_tokenizer(codebook_size: int = 4096, channels: tuple[int, ...] = (192,), block_size: int = 12,
                         image_size: int = 192, vq_embed_dim: int = 32) -> VQModel:  # fmt: skip
@@ -80,25 +81,22 @@ def new_image_tokenizer(codebook_size: int = 4096, channels: tuple[int, ...] = (
     )
 
 
-class PatchDiscriminator(nn.Module):
-    """PatchGAN (Isola et al. 2017): pixels [B, 3, H, W] -> one logit for each patch of 46 x 46 [B, 1, h, w]."""
+class Discriminator(nn.Module):
+    """A projected discriminator (Sauer et al. 2021, arXiv 2111.01007): small heads on features of a trained network.
 
-    def __init__(self, width: int = 48):
+    A PatchGAN on pixels first has to learn what edges and textures are; in a run of hours on a CPU it never got ahead of
+    the decoder. These features know, and the perceptual distance has computed them already.
+    """
+
+    def __init__(self, channels: list[int], width: int = 32):
         super().__init__()
-
-        def block(inputs, outputs):
-            return [nn.Conv2d(inputs, outputs, 4, 2, 1), nn.GroupNorm(8, outputs), nn.LeakyReLU(0.2)]
-
-        self.layers = nn.Sequential(
-            nn.Conv2d(3, width, 4, 2, 1),
-            nn.LeakyReLU(0.2),
-            *block(width, 2 * width),
-            *block(2 * width, 4 * width),
-            nn.Conv2d(4 * width, 1, 4, 1, 1),
+        self.heads = nn.ModuleList(
+            nn.Sequential(nn.Conv2d(count, width, 3, 1, 1), nn.LeakyReLU(0.2), nn.Conv2d(width, 1, 3, 1, 1)) for count in channels
         )
 
-    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        return self.layers(pixels)
+    def forward(self, features: list[torch.Tensor]) -> list[torch.Tensor]:
+        """Features [B, C, h, w] of each layer, channels of length 1 -> logits [B, 1, h, w] of each layer."""
+        return [head(feature * feature.shape[1] ** 0.5) for head, feature in zip(self.heads, features, strict=True)]
 
 
 def reconstruction_loss(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
@@ -289,8 +287,8 @@ def locality_loss(model: VQModel, pixels: torch.Tensor, codes: torch.Tensor, gen
 class Trainer:
     """One generator step and one discriminator step at a time; `step(pixels)` returns the losses as floats.
 
-    `perceptual`, `adversarial` and `locality` are the weights of these terms in L; without the first, the network that
-    it takes is not loaded.
+    `perceptual`, `adversarial` and `locality` are the weights of these terms in L; without the first two, the network
+    whose features they take is not loaded.
     """
 
     def __init__(self, model: VQModel, steps: int, gan_start: int, warmup: int, peak: float = 1e-3,
@@ -299,9 +297,10 @@ class Trainer:
         self.model, self.steps, self.gan_start, self.peak, self.dtype = model, steps, gan_start, peak, dtype
         self.perceptual, self.adversarial, self.locality = perceptual, adversarial, locality
         device = next(model.parameters()).device
-        self.discriminator = PatchDiscriminator().to(device, memory_format=torch.channels_last)
-        if perceptual:
-            self.distance = PerceptualDistance().to(device, memory_format=torch.channels_last)
+        self.network = None
+        if perceptual or adversarial:
+            self.network = PerceptualNetwork().to(device, memory_format=torch.channels_last)
+        self.discriminator = Discriminator(CHANNELS).to(device, memory_format=torch.channels_last)
         self.codebook = Codebook(model.quantize, warmup, settled=0.85 * steps).to(device)
         self.optimizer = torch.optim.AdamW(model.parameters(), lr=peak, betas=(0.9, 0.95), weight_decay=1e-4)
         self.d_optimizer = torch.optim.AdamW(self.discriminator.parameters(), lr=peak, betas=(0.5, 0.9))
@@ -328,49 +327,58 @@ class Trainer:
 
     def step(self, pixels: torch.Tensor, step: int) -> dict[str, float]:
         """pixels [B, 3, H, W] in [-1, 1]."""
-        for optimizer, share in ((self.optimizer, 1.0), (self.d_optimizer, 0.5)):
+        for optimizer in (self.optimizer, self.d_optimizer):
             for group in optimizer.param_groups:
-                group["lr"] = share * learning_rate(step, self.steps, self.peak)
+                group["lr"] = learning_rate(step, self.steps, self.peak)
         with self.autocast():
             z = encode(self.model, pixels).float()
             with torch.autocast(pixels.device.type, enabled=False):
                 quantized, commitment = self.codebook(z, step)
             decoded = decode(self.model, quantized).float()
             locality = locality_loss(self.model, pixels[::2], quantized[::2], torch.Generator().manual_seed(step))
-            distance = self.distance(decoded, pixels).mean() if self.perceptual else torch.zeros(())
         reconstruction = reconstruction_loss(decoded, pixels)
-        seen = reconstruction + self.perceptual * distance
-        logs = {"reconstruction": reconstruction, "perceptual": distance, "psnr": psnr(pixels, decoded).mean()}
+        logs = {"reconstruction": reconstruction, "psnr": psnr(pixels, decoded).mean()}
         logs |= {"commitment": commitment, "locality": locality}
         # The way back in two parts: from the losses to the decoded pixels, where they are weighed, and on from there.
-        gradient = torch.autograd.grad(seen, decoded)[0]
-        if step >= self.gan_start:
-            gradient = gradient + self.adversarial * self._adversarial_gradient(decoded, gradient)
+        gradient = torch.autograd.grad(reconstruction, decoded, retain_graph=True)[0]
+        if self.network:
+            gradient = gradient + self._gradient_of_looks(decoded, pixels, gradient, step, logs)
         self.optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward([decoded, commitment + self.locality * locality], [gradient, None])
         nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self.optimizer.step()
         self.ema.step(self.model.parameters())
-        if step >= self.gan_start:
-            logs["discriminator"] = self._discriminator_step(pixels, decoded.detach())
         return {name: value.item() for name, value in logs.items()}
 
-    def _adversarial_gradient(self, decoded: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
-        """The gradient of -w E[D(x')] at the decoded pixels [B, 3, H, W]; `gradient` is that of L_rec there."""
+    def _gradient_of_looks(self, decoded, pixels, gradient, step: int, logs: dict) -> torch.Tensor:
+        """The gradient of the perceptual and the GAN's term at the decoded pixels [B, 3, H, W]; a step of D besides.
+
+        `gradient` is that of the reconstruction. Of every second picture only: the features cost as much as the rest.
+        """
+        with self.autocast():
+            ours, theirs = self.network(decoded[::2]), self.network(pixels[::2])
+        logs["perceptual"] = distance = feature_distance(ours, theirs).mean()
+        adversarial = self.adversarial and step >= self.gan_start
+        looks = torch.autograd.grad(self.perceptual * distance, decoded, retain_graph=adversarial)[0]
+        if not adversarial:
+            return looks
         self.discriminator.requires_grad_(False)
         with self.autocast():
-            fooled = -self.discriminator(decoded).float().mean()
+            fooled = -sum(logits.float().mean() for logits in self.discriminator(ours))
         self.discriminator.requires_grad_(True)
-        ours = torch.autograd.grad(fooled, decoded)[0]
+        against = torch.autograd.grad(fooled, decoded)[0]
         last = self.model.decoder.conv_out.weight
-        grad_rec, grad_gan = (torch.autograd.grad(decoded, last, g, retain_graph=True)[0].norm() for g in (gradient, ours))
-        return ours * (grad_rec / (grad_gan + 1e-4)).clamp(max=1e4)
+        norms = [torch.autograd.grad(decoded, last, g, retain_graph=True)[0].norm() for g in (gradient + looks, against)]
+        logs["discriminator"] = self._discriminator_step([f.detach() for f in theirs], [f.detach() for f in ours])
+        # D begins at random: what it says counts the more, the longer it has learned.
+        begun = min(1.0, (step - self.gan_start) / GAN_WARMUP)
+        return looks + begun * self.adversarial * (norms[0] / (norms[1] + 1e-4)).clamp(max=1e4) * against
 
-    def _discriminator_step(self, pixels: torch.Tensor, decoded: torch.Tensor) -> torch.Tensor:
-        """One step of D on real and decoded pixels [B, 3, H, W] each; returns L_D."""
+    def _discriminator_step(self, real: list[torch.Tensor], decoded: list[torch.Tensor]) -> torch.Tensor:
+        """One step of D on the features of real and decoded pictures; returns L_D, 2 at chance."""
         with self.autocast():
-            real, fake = self.discriminator(torch.cat([pixels, decoded])).float().chunk(2)
-        loss = F.relu(1 - real).mean() + F.relu(1 + fake).mean()
+            real, decoded = self.discriminator(real), self.discriminator(decoded)
+        loss = sum(F.relu(1 - r.float()).mean() + F.relu(1 + d.float()).mean() for r, d in zip(real, decoded)) / len(real)
         self.d_optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self.d_optimizer.step()

@@ -16,10 +16,16 @@ from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 TAPS = (0, 2, 4, 10)  # blocks whose outputs are compared: the last ones at 1/2, 1/4, 1/8 and 1/16 of the side
+CHANNELS = [32, 16, 24, 40, 112]  # of the stem and of these blocks
 
 
-class PerceptualDistance(nn.Module):
-    """x, y [B, 3, H, W] in [-1, 1] -> distance [B], 0 for equal pictures; sides are multiples of 16. Never trained."""
+def feature_distance(ours: list[torch.Tensor], theirs: list[torch.Tensor]) -> torch.Tensor:
+    """d of the docstring above [B], from the features of x and y; 0 for equal pictures."""
+    return sum((a - b).square().sum(1).mean((1, 2)) for a, b in zip(ours, theirs, strict=True))
+
+
+class PerceptualNetwork(nn.Module):
+    """Pixels [B, 3, H, W] in [-1, 1] -> features of the stem and of TAPS; sides are multiples of 16. Never trained."""
 
     def __init__(self):
         # Only needed in training.
@@ -41,19 +47,13 @@ class PerceptualDistance(nn.Module):
         self.register_buffer("std", torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1))
         self.requires_grad_(False).eval()
 
-    def features(self, pixels: torch.Tensor) -> list[torch.Tensor]:
-        """Features [B, C, h, w] of the stem and of TAPS, each place's channels scaled to length 1."""
-        x = F.relu6(self.stem(((pixels + 1) / 2 - self.mean) / self.std))
-        found = [x]
-        for number, block in enumerate(self.blocks):
-            x = block(x)
-            if number in TAPS:
-                found.append(x)
-        return [F.normalize(feature.float(), dim=1, eps=1e-3) for feature in found]
-
-    def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        with torch.set_grad_enabled(x.requires_grad):
-            ours = self.features(x)
-        with torch.set_grad_enabled(y.requires_grad):
-            theirs = self.features(y)
-        return sum((a - b).square().sum(1).mean((1, 2)) for a, b in zip(ours, theirs))
+    def forward(self, pixels: torch.Tensor) -> list[torch.Tensor]:
+        """Features [B, C, h, w], each place's channels scaled to length 1. Gradients go to pixels that ask for them."""
+        with torch.set_grad_enabled(pixels.requires_grad):
+            x = F.relu6(self.stem(((pixels + 1) / 2 - self.mean) / self.std))
+            found = [x]
+            for number, block in enumerate(self.blocks):
+                x = block(x)
+                if number in TAPS:
+                    found.append(x)
+            return [F.normalize(feature.float(), dim=1, eps=1e-3) for feature in found]
