@@ -18,7 +18,7 @@ from dalle_core import InputError, augment
 from dalle_core.__main__ import main
 from dalle_core.augment import Row, archive, read_prompts, rows_of
 from dalle_core.catalogue import load
-from dalle_core.training.data import ImageFolder, open_dataset
+from dalle_core.training.data import open_dataset
 from demo.tabs.dataset import asked_for
 
 ROOT = Path(__file__).parent.parent
@@ -96,9 +96,9 @@ def test_the_best_of_each_prompt(tiny_pipeline, tmp_path):
 def test_training_reads_it(tiny_pipeline, tmp_path):
     run(tiny_pipeline, tmp_path, [Row("a red fox", 20), Row("狐狸\u2028和\x85香蕉", 5)], threshold=None)
     dataset = open_dataset(str(tmp_path), 32)
-    assert isinstance(dataset, ImageFolder) and len(dataset) == 24 and len(dataset.held_out("folder", 5)) == 1
-    picture, caption = dataset[23]
-    assert picture.size == (32, 32) and caption == "狐狸 和 香蕉"  # one line for every reader
+    kept_out = dataset.held_out("caption", 99)  # of two captions, one
+    assert len(dataset) + len(kept_out) == 25 and dataset[0][0].size == (32, 32)
+    assert {dataset.caption(0), kept_out[0][1]} == {"a red fox", "狐狸 和 香蕉"}  # one line for every reader
 
 
 # ---------------------------------------------------------------- going on

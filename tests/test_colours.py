@@ -10,7 +10,7 @@ import torch
 from PIL import Image, ImageCms
 
 from dalle_core.image_tokenizer import flat, to_pixels
-from dalle_core.training.data import ImageFolder
+from dalle_core.training.data import open_dataset
 
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 P3 = {b"rXYZ": (0.51512, 0.24119, -0.00105), b"gXYZ": (0.29198, 0.69225, 0.04189), b"bXYZ": (0.1571, 0.06657, 0.78407)}
@@ -115,7 +115,7 @@ def test_training_sees_what_the_model_is_given(tmp_path):
     Image.new("RGB", (32, 32), (200, 100, 100)).save(tmp_path / "phone.png", icc_profile=display_p3())
     lines = [json.dumps({"file_name": name, "text": "a picture"}) for name in ("deep.png", "phone.png")]
     (tmp_path / "metadata.jsonl").write_text("\n".join(lines), encoding="utf-8")
-    dataset = ImageFolder(tmp_path, 32)
+    dataset = open_dataset(tmp_path, 32)
     assert np.asarray(dataset.picture(0))[0, 0].tolist() == [77, 77, 77]
     for i, name in enumerate(("deep.png", "phone.png")):
         with Image.open(tmp_path / name) as image:
@@ -128,4 +128,4 @@ def test_a_training_picture_that_is_cut_off_is_named(tmp_path):
     path.write_bytes(path.read_bytes()[:1000])
     (tmp_path / "metadata.jsonl").write_text(json.dumps({"file_name": "cut.png", "text": "a picture"}), encoding="utf-8")
     with pytest.raises(ValueError, match="cut.png cannot be read as a picture"):
-        ImageFolder(tmp_path, 32).picture(0)
+        open_dataset(tmp_path, 32).picture(0)

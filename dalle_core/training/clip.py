@@ -6,25 +6,28 @@ et al. 2021, arXiv 2103.00020), each picture has to find its caption among the N
     L = - 1/2N sum_i [ log softmax_j(v_i.u_j / tau)_i + log softmax_j(v_j.u_i / tau)_i ]
 
 A batch is easy when colours tell its pictures apart; so the emoji corpus gives batches that share kind, style or
-background (`contrast`). `python -m dalle_core.training.clip --help` trains one; started again with the same `--out`, it goes on. Two are
-wanted: one that reranks, and one from another `--seed` that judges and never reranks.
+background (`contrast`). The N pairs are those of all processes together.
+
+`python -m dalle_core.training.clip --help` trains one; started again with the same `--out`, it goes on. Two are wanted: one
+that reranks, and one from another `--seed` that judges and never reranks.
 """
 
 import argparse
-import json
-import time
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import nn
-from tqdm import tqdm
 from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, PreTrainedTokenizerFast
 
+from dalle_core.catalogue import _load_model, load_clip
+from dalle_core.errors import InputError
 from dalle_core.text_tokenizer import encode_prompts
-from dalle_core.training.data import as_pixels, batches, open_dataset
-from dalle_core.training.muon import Muon, step_at
-from dalle_core.training.state import RunState, learning_rate
+from dalle_core.training import processes
+from dalle_core.training.arguments import add_arguments, command
+from dalle_core.training.data import add_data_arguments, as_pixels, batches, open_from
+from dalle_core.training.loop import Loop
+from dalle_core.training.muon import Muon
 
 
 def new_clip(tokenizer: PreTrainedTokenizerFast, image_size: int, text_length: int, width: int = 192) -> CLIPModel:
@@ -55,15 +58,18 @@ def new_image_processor(image_size: int) -> CLIPImageProcessorPil:
     return CLIPImageProcessorPil(size=size, do_center_crop=False, image_mean=[0.5] * 3, image_std=[0.5] * 3)
 
 
-def augment(pixels: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+def augment(pixels: torch.Tensor, generator: torch.Generator, part: tuple[int, int] = (0, 1)) -> torch.Tensor:
     """Moves and scales each picture a little, changes its colours, and blurs the batch. pixels [B, 3, H, W].
 
     So that CLIP learns a thing by its shape, not by heart; and pictures that a model draws are softer than drawn ones.
+    `part` (rank, processes): which part of the whole batch these are.
     """
     count, _, _, side = pixels.shape
+    rank, processes = part
 
     def uniform(low, high, *shape):
-        return low + (high - low) * torch.rand(*shape, generator=generator).to(pixels.device)
+        whole = torch.rand(processes * shape[0], *shape[1:], generator=generator)
+        return low + (high - low) * whole[rank * count : (rank + 1) * count].to(pixels.device)
 
     affine = torch.zeros(count, 2, 3, device=pixels.device)
     affine[:, 0, 0] = affine[:, 1, 1] = uniform(0.85, 1.15, count)
@@ -83,59 +89,103 @@ def optimizers(clip: CLIPModel, peak: float) -> list[torch.optim.Optimizer]:
     return [Muon(matrices, lr=peak), torch.optim.AdamW(others, lr=peak / 10, betas=(0.9, 0.98), weight_decay=0.05)]
 
 
+def contrastive_loss(images: torch.Tensor, texts: torch.Tensor, logit_scale: torch.Tensor):
+    """L above, and the share of pictures that find their caption. images, texts: unit vectors [B, D] of each process."""
+    images, texts = processes.gather_with_gradients(images), processes.gather_with_gradients(texts)
+    logits = logit_scale.exp() * images @ texts.T  # [N, N]
+    own = torch.arange(len(logits), device=logits.device)
+    loss = (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)) / 2
+    return loss, (logits.detach().argmax(1) == own).float().mean()
+
+
+def trained_clip(folder: Path) -> dict:
+    """`clip` and, where the folder has them, `clip_processor` and `clip_tokenizer`. Raises ModelError."""
+    if (folder / "preprocessor_config.json").is_file():
+        return load_clip(folder)
+    return {"clip": _load_model(folder, CLIPModel, "model.safetensors", torch.float32)}
+
+
+def normalise(pixels: torch.Tensor, processor: CLIPImageProcessorPil) -> torch.Tensor:
+    """Pixels in [-1, 1] -> as the processor hands them over. The processors of new CLIPs change nothing."""
+    means = torch.tensor([processor.image_mean, processor.image_std], device=pixels.device)
+    mean, std = means.view(2, 3, 1, 1)
+    return (pixels - (2 * mean - 1)) / (2 * std)
+
+
+def complete(args: argparse.Namespace) -> dict:
+    """Gives the sizes that were not asked for their values. Returns the parts of `--init`.
+
+    Raises InputError when other sizes were asked for than it has.
+    """
+    parts = trained_clip(Path(args.init)) if args.init else {}
+    sizes = {"image_size": 96, "text_length": 20}
+    if parts:
+        config = parts["clip"].config
+        sizes = {"image_size": config.vision_config.image_size, "text_length": config.text_config.max_position_embeddings}
+    for name, size in sizes.items():
+        asked = getattr(args, name)
+        if parts and asked not in (None, size):
+            raise InputError(f"--{name.replace('_', '-')} {asked}: {args.init} has {size}; leave it out.")
+        setattr(args, name, asked or size)
+    return parts
+
+
 def train(args: argparse.Namespace) -> None:
-    torch.manual_seed(args.seed)
-    args.out.mkdir(parents=True, exist_ok=True)
-    tokenizer = PreTrainedTokenizerFast.from_pretrained(args.text_tokenizer)
-    dataset = open_dataset(args.data, args.image_size, seed=args.seed).contrast(args.batch_size)
-    clip = new_clip(tokenizer, args.image_size, args.text_length).to(args.device)
-    print(f"{sum(p.numel() for p in clip.parameters()):,} parameters")
-    muon, adamw = optimizers(clip, args.learning_rate)
-    state = RunState(args.out, clip=clip, muon=muon, adamw=adamw)
-    first, steps = state.restore(), args.samples // args.batch_size
-    dtype = getattr(torch, args.dtype)
+    parts, steps = complete(args), args.samples // args.batch_size
+    loop = Loop("clip", args, steps, warmup=50)
+    if loop.sharded:
+        raise InputError("CLIP does not train under FSDP: launch it as plain data-parallel processes.")
+    tokenizer = parts.get("clip_tokenizer") or PreTrainedTokenizerFast.from_pretrained(args.text_tokenizer)
+    processor = parts.get("clip_processor") or new_image_processor(args.image_size)
+    dataset = open_from(args, args.image_size).contrast(args.batch_size)
+    clip = parts.get("clip") or new_clip(tokenizer, args.image_size, args.text_length)
+    if len(tokenizer) > clip.config.text_config.vocab_size:
+        raise InputError(f"{args.text_tokenizer} has {len(tokenizer):,} tokens, {args.init} knows fewer: it is another's.")
+    loop.print(f"{sum(p.numel() for p in clip.parameters()):,} parameters")
+    clip.train().requires_grad_(True)
 
-    bar = tqdm(total=steps, initial=first, unit="step", desc="CLIP", mininterval=10)
-    with open(args.out / "log.jsonl", "a", encoding="utf-8") as log:
-        for step, (bytes_, texts) in enumerate(batches(dataset, args.batch_size, first, steps, args.seed), first):
-            rate = learning_rate(step, steps, 1.0, warmup=50)
-            pixels = augment(as_pixels(bytes_.to(args.device)), torch.Generator().manual_seed(step))
-            text_ids = encode_prompts(tokenizer, texts, args.text_length).to(args.device)
-            with torch.autocast(args.device.split(":")[0], dtype, enabled=dtype != torch.float32):
-                out = clip(input_ids=text_ids, pixel_values=pixels, return_loss=True)
-            clip.zero_grad(set_to_none=True)
-            out.loss.backward()
-            nn.utils.clip_grad_norm_(clip.parameters(), 1.0)
-            for optimizer in (muon, adamw):
-                step_at(optimizer, rate)
-            clip.logit_scale.data.clamp_(max=4.6052)  # a temperature of 1/100, as in the paper
-            bar.update()
-            if step % 20 == 0:
-                right = (out.logits_per_image.argmax(1) == torch.arange(len(texts), device=args.device)).float().mean()
-                logs = {"step": step, "loss": out.loss.item(), "right": right.item(), "time": time.time()}
-                bar.set_postfix(loss=f"{logs['loss']:.3f}", right=f"{logs['right']:.2f}", refresh=False)
-                log.write(json.dumps(logs) + "\n")
-                log.flush()
-            state.save_if_due(step + 1)
-    state.save(steps)
-    clip.save_pretrained(args.out / "clip")
-    new_image_processor(args.image_size).save_pretrained(args.out / "clip_processor")
+    def compute():
+        pixels = torch.zeros(loop.part_size, 3, args.image_size, args.image_size)
+        text_ids = torch.zeros(loop.part_size, args.text_length, dtype=torch.long)
+        return clip(input_ids=text_ids, pixel_values=pixels).logits_per_text
+
+    forward = loop.prepare("clip", clip, optimizers(clip, args.learning_rate), max_norm=1.0, compute=compute)
+    first = loop.restore()
+    loader = batches(dataset, args.batch_size, first, steps, args.seed, args.workers, part=loop.part)
+    for step, (bytes_, texts, _) in loop.run(loader):
+        generator = torch.Generator().manual_seed(args.seed * 1_000_003 + step)
+        pixels = normalise(augment(as_pixels(bytes_.to(loop.device)), generator, loop.part), processor)
+        text_ids = encode_prompts(tokenizer, texts, args.text_length).to(loop.device)
+        out = forward(input_ids=text_ids, pixel_values=pixels)
+        loss, right = contrastive_loss(out.image_embeds, out.text_embeds, clip.logit_scale)
+        loop.backward(loss)
+        loop.update("clip")
+        clip.logit_scale.data.clamp_(max=4.6052)  # a temperature of 1/100, as in the paper
+        if loop.due(20):
+            loop.log(loss=loss, right=right)
+    loop.save_pretrained("clip", args.out / "clip")
+    if loop.first:
+        processor.save_pretrained(args.out / "clip_processor")
+        if "clip_tokenizer" in parts:  # all in one folder, as `--clip` takes it
+            processor.save_pretrained(args.out / "clip")
+            tokenizer.save_pretrained(args.out / "clip")
 
 
-def main() -> None:
+def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description="Train a CLIP; run again to go on after a stop.")
-    parser.add_argument("--data", default="data/emoji", help="the emoji corpus, or a folder with metadata.jsonl")
-    parser.add_argument("--text-tokenizer", default="runs/text_tokenizer", help="folder")
-    parser.add_argument("--out", type=Path, default=Path("runs/clip"), help="state, logs, result")
+    add_data_arguments(parser)
+    parser.add_argument("--text-tokenizer", default="runs/text_tokenizer", help="folder; the one of --init comes first")
+    parser.add_argument("--init", help="folder of a trained CLIP to go on from; sizes are its own")
+    add_arguments(parser, out="runs/clip", batch_size=128)
     parser.add_argument("--samples", type=int, default=80_000, help="pictures to train on (%(default)s)")
-    parser.add_argument("--batch-size", type=int, default=128)
-    parser.add_argument("--image-size", type=int, default=96)
-    parser.add_argument("--text-length", type=int, default=20)
+    parser.add_argument("--image-size", type=int, help="pixels a side (96)")
+    parser.add_argument("--text-length", type=int, help="text positions, the end of the text included (20)")
     parser.add_argument("--learning-rate", type=float, default=0.02, help="Muon's peak; AdamW's is a tenth of it")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"], help="of the matrix products")
-    parser.add_argument("--seed", type=int, default=0)
-    train(parser.parse_args())
+    return parser
+
+
+def main(arguments: list[str] | None = None) -> None:
+    command("clip", train, parser().parse_args(arguments))
 
 
 if __name__ == "__main__":

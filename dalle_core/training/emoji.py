@@ -292,6 +292,7 @@ class EmojiCorpus:
     ("style"), or two icons never seen together ("pairing").
     """
 
+    name, licence = "emoji", "Apache-2.0, CC-BY-4.0, MIT"
     held_out_kinds = ("style", "pairing")
     block = 1  # with more, that many pictures in a row may share kind, style and background, see `contrast`
 
@@ -317,6 +318,22 @@ class EmojiCorpus:
         for number in sorted(set(range(len(self.icons))) - set(self.kept_out)):
             self.by_style[self.icons[number]["style"]].append(number)
         self.trained = [number for numbers in self.by_style.values() for number in numbers]
+
+    def __getstate__(self) -> dict:
+        """For a worker process: the icons are mapped anew there, not copied."""
+        return vars(self) | {"sprites": None}
+
+    def __setstate__(self, state: dict) -> None:
+        vars(self).update(state, sprites=np.load(state["folder"] / "sprites.npy", mmap_mode="r"))
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the icons' index, the settings, and some pictures as they are drawn."""
+        found = hashlib.sha256((self.folder / "icons.json").read_bytes())
+        found.update(json.dumps([self.seed, self.image_size, self.block, self.sprites.shape]).encode())
+        for i in range(min(16, len(self))):
+            found.update(self.picture(i).tobytes())
+        return found.hexdigest()
 
     def __len__(self) -> int:
         return self.length

@@ -23,8 +23,9 @@ from transformers import CLIPModel
 
 import dalle_core
 from dalle_core import image_tokenizer, rerank
-from dalle_core.training.data import open_dataset
-from dalle_core.training.image_tokenizer import psnr
+from dalle_core.errors import InputError
+from dalle_core.training.data import add_data_arguments, open_from, some_held_out
+from dalle_core.training.vqgan_losses import psnr
 
 BEST_OF = (1, 4, 16, 64)
 
@@ -78,7 +79,7 @@ def sheet(rows: list[list[Image.Image]]) -> Image.Image:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Evaluate a pipeline on held-out prompts: a JSON and a picture.")
     parser.add_argument("--model", default="emoji", help="a name, folder or Hub id (%(default)s)")
-    parser.add_argument("--data", default="data/emoji", help="the emoji corpus, or a folder with metadata.jsonl")
+    add_data_arguments(parser)
     parser.add_argument("--judge", default="runs/judge/clip", help="folder of a CLIP that never reranks")
     parser.add_argument("--out", type=Path, default=Path("assets/emoji/evaluation.json"), help="JSON; a .png beside it")
     parser.add_argument("--prompts", type=int, default=100, help="of each kind (%(default)s)")
@@ -87,11 +88,15 @@ def main() -> None:
 
     pipe = dalle_core.load(args.model)
     judge = CLIPModel.from_pretrained(args.judge).to(pipe.device).eval()
-    dataset = open_dataset(args.data, pipe.image_size)
+    try:
+        dataset = open_from(args, pipe.image_size)
+        held_out = {kind: some_held_out(dataset, kind, args.prompts) for kind in dataset.held_out_kinds}
+    except InputError as error:
+        raise SystemExit(str(error)) from None
     result = {"model": args.model, "seed": args.seed, "sampling": pipe.defaults}
     pictures = []
-    for kind in dataset.held_out_kinds:
-        figures, rows = evaluate_kind(pipe, judge, dataset.held_out(kind, args.prompts), args.seed, kind)
+    for kind, items in held_out.items():
+        figures, rows = evaluate_kind(pipe, judge, items, args.seed, kind)
         result[kind] = figures
         pictures += rows[:8]
     sheet(pictures).save(args.out.with_suffix(".png"))

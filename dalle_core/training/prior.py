@@ -52,7 +52,7 @@ def encode_pool(model: VQModel, dataset, count: int, path: Path, device: str) ->
 
     parts, saved = [] if tokens is None else [tokens], time.monotonic()
     bar = tqdm(total=count, initial=done, unit="picture", desc="encoding", mininterval=5)
-    for bytes_, _ in in_order(dataset, 64, done, count):
+    for bytes_, *_ in in_order(dataset, 64, done, count):
         parts.append(image_tokenizer.encode(model, as_pixels(bytes_.to(device))).to("cpu", torch.int16))
         bar.update(len(bytes_))
         if time.monotonic() - saved > 60:

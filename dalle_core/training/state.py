@@ -1,11 +1,12 @@
 """What the training commands share: saved state that survives a kill at any moment, and the learning rate."""
 
-import math
 import os
 import time
 from pathlib import Path
 
 import torch
+
+from dalle_core.training.loop import learning_rate  # noqa: F401
 
 
 class RunState:
@@ -40,11 +41,3 @@ class RunState:
     def save_if_due(self, step: int) -> None:
         if time.monotonic() - self.saved_at > self.every:
             self.save(step)
-
-
-def learning_rate(step: int, steps: int, peak: float, warmup: int = 100, floor: float = 0.02) -> float:
-    """Linear warm-up, then half a cosine from `peak` to `floor * peak`."""
-    if step < warmup:
-        return peak * (step + 1) / warmup
-    progress = min(1.0, (step - warmup) / max(1, steps - warmup))
-    return peak * (floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * progress)))

@@ -6,19 +6,22 @@
 import argparse
 from pathlib import Path
 
+from dalle_core.errors import InputError
 from dalle_core.text_tokenizer import train_text_tokenizer
-from dalle_core.training.data import open_dataset
+from dalle_core.training.data import add_data_arguments, first_captions, open_from
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Train the text tokenizer of a pipeline on the captions of a data set.")
-    parser.add_argument("--data", default="data/emoji", help="the emoji corpus, or a folder with metadata.jsonl")
+    add_data_arguments(parser)
     parser.add_argument("--out", type=Path, default=Path("runs/text_tokenizer"))
-    parser.add_argument("--captions", type=int, default=60_000, help="how many captions to read (%(default)s)")
+    parser.add_argument("--max-captions", type=int, default=60_000, help="how many captions to read (%(default)s)")
     parser.add_argument("--vocab-size", type=int, default=4096)
     args = parser.parse_args()
-    dataset = open_dataset(args.data, image_size=96)
-    captions = [dataset.caption(i % len(dataset), i // len(dataset)) for i in range(args.captions)]
+    try:
+        captions = first_captions(open_from(args, image_size=96), args.max_captions)
+    except InputError as error:
+        raise SystemExit(str(error)) from None
     tokenizer = train_text_tokenizer(captions, args.vocab_size)
     tokenizer.save_pretrained(args.out)
     lengths = sorted(len(ids) for ids in tokenizer(captions[:5000])["input_ids"])
