@@ -11,7 +11,7 @@ token, and what is left to train is the reconstruction. The prior, trained after
 wins that constant back. The nearest-code step has no gradient: the decoder's gradient is copied straight through to
 the encoder, and two terms tie codes and encoder to each other:
 
-    L_VQ = |x - x'|                     reconstruction (here: L1 at two scales and of the edges)
+    L_VQ = |x - x'|                     reconstruction (here: L1 at several sizes and of the edges)
          + d(x, x')                     perceptual distance, see `perceptual`: what looks alike may differ in pixels
          + |sg[z_e] - e|^2              codebook: codes move to the encoder's outputs (here by moving averages)
          + beta |z_e - sg[e]|^2         commitment: the encoder stays near its codes          (sg = stop gradient)
@@ -66,7 +66,7 @@ PRESETS = {
         image_size=48, crop=32, block_size=8, channels=[72], codebook_size=64, steps=30, batch_size=4, warmup_steps=4,
     ),
     "emoji": dict(  # 16 x 16 tokens; hours on a CPU
-        image_size=192, crop=96, block_size=12, channels=[192], codebook_size=4096, steps=6000, batch_size=16, warmup_steps=64,
+        image_size=192, crop=96, block_size=12, channels=[224], codebook_size=8192, steps=9000, batch_size=16, warmup_steps=64,
     ),
     "photo-256": dict(  # f 16, so 16 x 16 tokens; for GPUs
         image_size=256, crop=256, block_size=4, channels=[128, 256, 512], codebook_size=8192, steps=300_000, batch_size=64,
@@ -301,9 +301,9 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--perceptual", type=float, default=0.1, help="weight of the perceptual distance (%(default)s)")
     parser.add_argument("--locality", type=float, default=0.5, help="weight of the locality term (%(default)s)")
     parser.add_argument("--adversarial", type=float, default=0.3, help="weight of the GAN's term (%(default)s)")
-    parser.add_argument("--gan-from", type=float, default=0.5, help="share of the run after which the GAN starts")
+    parser.add_argument("--gan-from", type=float, default=0.4, help="share of the run after which the GAN starts")
     parser.add_argument("--ema-decay", type=float, default=0.998, help="of the moving average (%(default)s)")
-    parser.add_argument("--rate", type=float, default=0.25, help="price of rare codes, see charge_for_rate (%(default)s)")
+    parser.add_argument("--rate", type=float, default=0.1, help="price of rare codes, see charge_for_rate (%(default)s)")
     parser.add_argument("--look-every", type=int, default=500, help="steps between written reconstructions")
     return parser
 

@@ -10,8 +10,11 @@ from dalle_core.training.vq_model import encode
 
 
 def reconstruction_loss(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-    """L1 at full and half size, and of the differences between neighbours (edges). x, y [B, 3, H, W] in [-1, 1]."""
-    loss = F.l1_loss(x, y) + F.l1_loss(F.avg_pool2d(x, 2), F.avg_pool2d(y, 2))
+    """L1 of a pyramid of sizes, and of the differences between neighbours (edges). x, y [B, 3, H, W] in [-1, 1].
+
+    The small sizes are there for colours: a cell that is a shade off is a visible square.
+    """
+    loss = F.l1_loss(x, y) + sum(F.l1_loss(F.avg_pool2d(x, side), F.avg_pool2d(y, side)) for side in (2, 4, 8, 16))
     for dim in (2, 3):
         loss = loss + F.l1_loss(x.diff(dim=dim), y.diff(dim=dim))
     return loss
