@@ -24,6 +24,7 @@ def arguments() -> argparse.Namespace:
         help="a name (emoji, dalle-mini, dalle-mega), a folder, or a Hub id (default: %(default)s)",
     )  # fmt: skip
     parser.add_argument("--clip", help='folder or Hub id of the CLIP that ranks, or "none" (default: the model\'s own)')
+    parser.add_argument("--lora", help="folder or Hub id of a LoRA for the model, as peft and the training command write it")
     host = os.environ.get("GRADIO_SERVER_NAME", "127.0.0.1")
     parser.add_argument("--host", default=host, help="address to listen on; 0.0.0.0 is everyone's (default: %(default)s)")
     parser.add_argument("--port", type=int, default=7860, help="(default: %(default)s)")
@@ -131,14 +132,18 @@ def main() -> None:
     import torch
 
     import dalle_core
+    from dalle_core.lora import JOINT, name_of
 
     if args.compile and (not torch.cuda.is_available() or args.device == "cpu" or os.environ.get("SPACES_ZERO_GPU")):
         fail("--compile needs a CUDA GPU of one's own: leave it out.")
     dtype = args.dtype and getattr(torch, args.dtype)
 
+    # Its entry in the list of models; the model without the LoRA is another.
+    chosen = f"{args.model}{JOINT}{name_of(Path(args.lora))}" if args.lora else args.model
+
     def load(source, tell=None):
-        clip = args.clip if source == args.model else None
-        pipe = dalle_core.load(source, args.device, dtype, clip, tell)
+        model, lora = (args.model, args.lora) if source == chosen else (source, None)
+        pipe = dalle_core.load(model, args.device, dtype, args.clip if model == args.model else None, tell, lora=lora)
         if args.compile:
             pipe.prior.compile_repeated_blocks(dynamic=True)
         if args.public:
@@ -146,15 +151,17 @@ def main() -> None:
         return pipe
 
     def download(source, tell, freed):
-        dalle_core.download(source, args.device, dtype, args.clip if source == args.model else None, tell, freed)
+        model = args.model if source == chosen else source
+        dalle_core.download(model, args.device, dtype, args.clip if model == args.model else None, tell, freed)
 
     try:
         with ThreadPoolExecutor(1) as loader:  # PyTorch's helpers of this thread end with it: see `dalle_core.engine.Engine`
-            loading = loader.submit(load, args.model)
+            loading = loader.submit(load, chosen)
             from demo import create_demo, launch_options, open_studio  # Gradio takes seconds too: meanwhile
 
             pipe = loading.result()
-        studio = open_studio(pipe, args.model, None if args.public else load, download, args.public)
+        model = args.model if args.lora else None
+        studio = open_studio(pipe, chosen, None if args.public else load, download, args.public, model)
     except (dalle_core.ModelError, dalle_core.InputError) as error:
         fail(str(error))
     create_demo(studio).launch(

@@ -62,7 +62,7 @@ def augment_command(args: argparse.Namespace) -> None:
 
 
 def open_model(args: argparse.Namespace) -> DallePipeline:
-    return load(args.model, args.device, args.dtype and getattr(torch, args.dtype), args.clip)
+    return load(args.model, args.device, args.dtype and getattr(torch, args.dtype), args.clip, lora=args.lora)
 
 
 def sampling(args: argparse.Namespace) -> dict:
@@ -77,6 +77,7 @@ def add_model(command: argparse.ArgumentParser) -> None:
         help="a name (emoji, dalle-mini, dalle-mega), a folder, or a Hub id (default: %(default)s)",
     )  # fmt: skip
     command.add_argument("--clip", help='folder or Hub id of the CLIP that ranks, or "none" (default: the model\'s own)')
+    command.add_argument("--lora", help="folder or Hub id of a LoRA for this model")
     command.add_argument("--device", help="cpu, cuda, cuda:1 or mps (default: the best there is)")
     command.add_argument(
         "--dtype", choices=["float32", "bfloat16", "float16", "int8"],

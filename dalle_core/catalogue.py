@@ -7,7 +7,7 @@ import os
 import shutil
 import sys
 import uuid
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -28,6 +28,8 @@ from dalle_core.errors import InputError, ModelError
 from dalle_core.gpt_prior import GPTPrior
 from dalle_core.image_tokenizer import OWN_CONFIG, drop_encoder, set_pixel_range
 from dalle_core.int8 import quantize
+from dalle_core.lora import CONFIG, JOINT, Lora, read_lora
+from dalle_core.lora import WEIGHTS as LORA_WEIGHTS
 from dalle_core.packed import pack
 from dalle_core.pipeline import DallePipeline
 from dalle_core.text_tokenizer import encode_prompts
@@ -102,6 +104,7 @@ def load(
     clip: str | None = None,
     tell: Progress | None = None,
     packed: bool = True,
+    lora: str | None = None,
 ) -> DallePipeline:
     """A name of the CATALOGUE, a Hub id in this project's layout, or a folder: in this project's layout, or of
     min-dalle, dalle-mini or minDALL·E, recognised by their files.
@@ -111,8 +114,9 @@ def load(
     in it, all else in float32. What reads and ranks pictures, the image tokenizer's encoder and CLIP, is in float32 whatever
     the dtype. clip: a folder or Hub id of the CLIP that ranks, "none" for no ranking, None for the
     model's own or the usual one. tell is called with a line of text now and then. packed: on a CPU, arrange the weights
-    for drawing (`packed.py`, `decoder.py`), which rounds otherwise. Raises ModelError naming the file (and the key) when
-    something is missing, damaged, unexpected or misshapen, or with numbers when it does not fit.
+    for drawing (`packed.py`, `decoder.py`), which rounds otherwise. lora: a folder or Hub id of a LoRA for this model
+    (`lora.py`), as peft and `training.prior` write it. Raises ModelError naming the file (and the key) when something is
+    missing, damaged, unexpected or misshapen, or with numbers when it does not fit.
     """
     source, device = str(source), _device(device)
     dtype = dtype or _usual_dtype(device)
@@ -121,7 +125,8 @@ def load(
         raise ModelError(f"int8 is for CPUs; on {device} use bfloat16.")
     dtype = torch.float32 if eight_bit else dtype
     download(source, device, dtype, clip, tell)
-    pipe = _load_folder(_own_layout(source, CATALOGUE.get(source), tell), dtype, device)
+    folder, change = _own_layout(source, CATALOGUE.get(source), tell), _lora(lora, tell)
+    pipe = _load_folder(folder, dtype, device, change, source)
     if clip == "none":
         pipe.register_modules(clip=None, clip_processor=None, clip_tokenizer=None)
     elif clip is not None or pipe.clip is None:
@@ -257,7 +262,20 @@ def save(pipe: DallePipeline, target: Path, card: str | None = None) -> None:
             shutil.rmtree(part, ignore_errors=True)
 
 
-def _load_folder(folder: Path, dtype: torch.dtype, device: torch.device) -> DallePipeline:
+def _lora(source: str | None, tell: Progress | None) -> Lora | None:
+    if source is None:
+        return None
+    source = str(source)
+    if os.path.isdir(source):
+        return read_lora(Path(source))
+    if source.count("/") != 1 or Path(source).is_absolute() or source.startswith("."):
+        raise ModelError(f"There is no LoRA {source!r}: give a folder or a Hub id (owner/name).")
+    return replace(read_lora(downloads.fetch(source, [CONFIG, LORA_WEIGHTS], tell=tell)), name=source.split("/")[1])
+
+
+def _load_folder(
+    folder: Path, dtype: torch.dtype, device: torch.device, lora: Lora | None = None, source: str = ""
+) -> DallePipeline:
     index = read_json(folder / "model_index.json")
     if index.get("_class_name") != "DallePipeline":
         raise ModelError(f"{folder / 'model_index.json'} describes a {index.get('_class_name')}, not a DallePipeline.")
@@ -275,7 +293,14 @@ def _load_folder(folder: Path, dtype: torch.dtype, device: torch.device) -> Dall
     counts = {name: sum(map(math.prod, _shapes(folder / name / file).values())) for name, (_, file) in models.items()}
     count = sum(counts.values()) + counts.get("clip", 0) * (4 // dtype.itemsize - 1)  # CLIP is in float32
     memory.check_model(str(index.get("name", folder.name)), count, dtype, device)
-    parts = {name: _load_model(folder / name, cls, file, dtype) for name, (cls, file) in models.items()}
+    revision, called = _revision(folder), index.get("name", "unnamed")
+    if lora:
+        lora.check_base({str(called), source}, revision)
+        revision, index["name"] = lora.revision(revision), f"{called}{JOINT}{lora.name}"
+    parts = {
+        name: _load_model(folder / name, cls, file, dtype, lora if name == "prior" else None)
+        for name, (cls, file) in models.items()
+    }
     read_json(folder / "text_tokenizer" / "tokenizer.json")  # transformers would load a folder without it, and silently
     try:
         parts["text_tokenizer"] = PreTrainedTokenizerFast.from_pretrained(folder / "text_tokenizer")
@@ -289,7 +314,7 @@ def _load_folder(folder: Path, dtype: torch.dtype, device: torch.device) -> Dall
         pipe.check_config()
     except (InputError, TypeError, ValueError) as error:
         raise ModelError(f"{folder / 'model_index.json'}: {error}") from None
-    pipe.revision = _revision(folder)
+    pipe.revision = revision
     _check_sizes(pipe, folder)
     return pipe
 
@@ -359,7 +384,7 @@ def _clip_readers(processor: Path, tokenizer: Path | None) -> dict:
         raise ModelError(f"{processor}: the CLIP processor or its tokenizer cannot be read ({error}).") from None
 
 
-def _load_model(folder: Path, cls, file: str, dtype: torch.dtype):
+def _load_model(folder: Path, cls, file: str, dtype: torch.dtype, lora: Lora | None = None):
     config, path = read_json(folder / "config.json"), folder / file
     found = _shapes(path)
     _check_config(cls, config, folder / "config.json", found)
@@ -382,13 +407,16 @@ def _load_model(folder: Path, cls, file: str, dtype: torch.dtype):
             raise ModelError(f"{path}: {key} has the shape {list(found[key])}, config.json asks for {list(shape)}.")
     for key in found.keys() - expected.keys():
         raise ModelError(f"{path}: the key {key} is unexpected. The file belongs to another model.")
-    state = {}
+    state, changes = {}, lora.changes(model) if lora else {}
     for key in expected:
         try:
             with safe_open(path, "pt") as weights:  # mapped for each anew: the pages of all would count as memory in use
                 # In memory of its own: in the file it may begin anywhere, where kernels round otherwise.
                 exact = cls is CLIPModel or cls is VQModel and not key.startswith(("decoder.", "post_quant_conv."))
-                state[key] = weights.get_tensor(key).to(torch.float32 if exact else dtype, copy=True)
+                value = weights.get_tensor(key)
+                if key in changes:  # in float32, before it is rounded to the dtype
+                    value = lora.merged(key, value, changes.pop(key))
+                state[key] = value.to(torch.float32 if exact else dtype, copy=True)
         except (SafetensorError, OSError) as error:
             raise ModelError(f"{path} cannot be read ({error}). It is damaged or incomplete: download it again.") from None
         if not torch.isfinite(state[key]).all():

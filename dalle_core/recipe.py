@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from dalle_core.errors import InputError
+from dalle_core.lora import lora_of
 from dalle_core.request import MAX_SEED, DrawingRequest, Limits, from_json, token_grid
 
 MAX_INDEX = 10**6  # of a candidate; wherever it was drawn, more were never drawn in one go
@@ -57,6 +58,11 @@ def read_recipe(text: str, pipe_name: str, revision: str, limits: Limits) -> Dra
             raise ValueError("texts")
     except DAMAGED:
         raise damaged from None
+    if model != pipe_name and lora_of(model):
+        raise InputError(
+            f"This picture was drawn with the LoRA {lora_of(model)[:60]!r}: choose the model {model[:60]!r}, or start the page "
+            "with --lora."
+        )
     if model != pipe_name:
         raise InputError(f"This picture was drawn by the model {model[:60]!r}; choose that model first.")
     if version != revision:

@@ -27,12 +27,14 @@ from demo.tabs import compare, complete, dataset, history, model, recognise, tok
 from demo.tabs.create import Create  # noqa: E402
 
 
-def open_studio(pipe: DallePipeline, source: str, load=None, download=None, public: bool = False) -> Studio:
-    """The studio of a page: its files lie below Gradio's folder, which serves them. load, download: as of `ModelHolder`;
-    public: strangers have a budget."""
+def open_studio(
+    pipe: DallePipeline, source: str, load=None, download=None, public: bool = False, model: str | None = None
+) -> Studio:
+    """The studio of a page: its files lie below Gradio's folder, which serves them. load, download, model: as of
+    `ModelHolder`; public: strangers have a budget."""
     folder = Path(get_upload_folder())
     return Studio(
-        ModelHolder(pipe, source, load, download), Store(folder / "studio", also=[folder]), Budgets(PUBLIC if public else OWN),
+        ModelHolder(pipe, source, load, download, model), Store(folder / "studio", also=[folder]), Budgets(PUBLIC if public else OWN),
         on_gpu(120),
     )  # fmt: skip
 

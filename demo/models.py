@@ -5,6 +5,7 @@ import html
 import torch
 
 from dalle_core import CATALOGUE
+from dalle_core.lora import lora_of
 from dalle_core.memory import RESERVE, chunk_that_fits, free_bytes, gigabytes
 from dalle_core.studio.holder import Loaded, ModelHolder
 
@@ -16,7 +17,7 @@ def labelled(holder: ModelHolder) -> list[tuple[str, str]]:
     room = (free_bytes(torch.device(loaded.device)) + loaded.bytes) * RESERVE
     rows = []
     for name in holder.choices:
-        known = CATALOGUE.get(name)
+        known = CATALOGUE.get(holder.model_of(name))
         if known is None:
             rows.append((name, name))
             continue
@@ -30,8 +31,10 @@ def labelled(holder: ModelHolder) -> list[tuple[str, str]]:
 
 def facts(loaded: Loaded) -> str:
     """What is known of a model, as a line of HTML: licence, size, whether it is here, what it is good at."""
-    known = CATALOGUE.get(loaded.source)
+    known = CATALOGUE.get(loaded.model)
     parts, note = [f"licence: {known.licence if known else loaded.licence}"], known.note if known else ""
+    if lora := lora_of(loaded.name):
+        parts.append(f"LoRA: {lora}")
     if known and known.repo:
         here = known.is_here()
         parts.append("already here" if here else f"downloads {gigabytes(known.download)} from {known.repo}")

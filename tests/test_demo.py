@@ -60,7 +60,7 @@ def test_a_seed_is_the_one_that_was_typed_and_one_drawn_at_random_is_not_used_ag
 
 def test_what_is_known_of_a_model_is_shown(tiny_pipeline):
     loaded = Loaded.of("/models/1.3B", tiny_pipeline)
-    assert "downloads 1.1 GB" in (mini := facts(replace(loaded, source="dalle-mini"))) and "MIT" in mini
+    assert "downloads 1.1 GB" in (mini := facts(replace(loaded, source="dalle-mini", model="dalle-mini"))) and "MIT" in mini
     shown = facts(replace(loaded, licence="CC-BY-NC-SA-4.0 (non-commercial)"))
     assert "non-commercial" in shown and "64 candidates at a time" in shown and "float32 on cpu" in shown
 

@@ -48,7 +48,7 @@ def imported(path: Path) -> set[str]:
 def test_imports_point_one_way():
     """app -> demo -> pipeline -> {engine, sampling, rerank} -> priors -> libraries."""
     allowed = {
-        "decoder": {"winograd"}, "errors": set(), "request": {"errors"}, "recipe": {"errors", "request"}, "rows": set(), "sampling": set(), "text_normalizer": set(), "winograd": set(),
+        "decoder": {"winograd"}, "errors": set(), "request": {"errors"}, "recipe": {"errors", "lora", "request"}, "lora": {"checkpoints", "errors"}, "rows": set(), "sampling": set(), "text_normalizer": set(), "winograd": set(),
         "gpt_prior": {"rows"}, "bart_prior": {"rows"}, "image_tokenizer": {"errors"},
         "text_tokenizer": {"errors", "text_normalizer"}, "rerank": {"text_tokenizer"}, "engine": {"memory", "sampling"},
         "memory": {"errors"}, "int8": {"errors", "memory", "rows"}, "packed": {"errors", "memory", "rows"},
@@ -57,7 +57,7 @@ def test_imports_point_one_way():
             "text_normalizer", "text_tokenizer",
         },
         "downloads": {"errors", "memory"},
-        "catalogue": {"bart_prior", "checkpoints", "decoder", "downloads", "errors", "gpt_prior", "image_tokenizer", "int8", "memory", "packed", "pipeline", "text_tokenizer"},
+        "catalogue": {"bart_prior", "checkpoints", "decoder", "downloads", "errors", "gpt_prior", "image_tokenizer", "int8", "lora", "memory", "packed", "pipeline", "text_tokenizer"},
         "convert": {"catalogue", "downloads", "errors", "memory"}, "pictures": set(), "compare": {"errors", "pictures", "request"}, "augment": {"errors", "int8", "pictures", "pipeline", "recipe", "request"},
         "__main__": {"augment", "catalogue", "convert", "errors", "pictures", "pipeline", "recipe"},
     }  # fmt: skip
@@ -66,5 +66,6 @@ def test_imports_point_one_way():
     for name, targets in allowed.items():
         own = {part.split(".")[1] for part in imported(core / f"{name}.py") if part.startswith("dalle_core.")}
         assert own <= targets, f"{name} imports {own - targets}"
+        assert "peft" not in imported(core / f"{name}.py"), name  # which need not be there: only training takes it
     for path in core.rglob("*.py"):
         assert not {part for part in imported(path) if part.split(".")[0] in ("gradio", "demo", "app")}, path

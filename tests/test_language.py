@@ -110,7 +110,7 @@ def test_what_handlers_show_is_translated(tiny_pipeline, monkeypatch):
     holder = open_studio(tiny_pipeline, "emoji", lambda source, tell: None).holder
     labels = [label for label, _ in models.labelled(holder)]
     assert any("too large" in label for label in labels)
-    loaded = [replace(holder.loaded, source=source) for source in ("tiny", "emoji", "dalle-mini")]
+    loaded = [replace(holder.loaded, source=source, model=source, name=f"{source} + foxes") for source in ("tiny", "emoji", "dalle-mini")]
     drawn, none = dataset.Progress(2, 1, 4), Axis("", [None])
     grid, half = Grid(none, none, {}), Grid(none, none, {(0, 0): picture(0.5), (0, 1): picture(0.5)})
     cut = Update(cut=(("prompt", "a fox", "and more"), ("negative prompt", "a fox", "and more")))

@@ -24,7 +24,7 @@ from dalle_core.training.data import (
     add_data_arguments, as_pixels, batches, first_captions, first_pictures, in_order, open_dataset, open_from,
 )  # fmt: skip
 from dalle_core.training.pictures import PictureStream
-from dalle_core.training.state import learning_rate
+from dalle_core.training.loop import learning_rate
 
 
 @pytest.fixture(autouse=True)

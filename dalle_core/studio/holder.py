@@ -22,7 +22,8 @@ log = logging.getLogger(__name__)
 class Loaded:
     """What is known of a loaded model without touching it: the page is built from it, also while another one is loading."""
 
-    source: str  # the name, folder or Hub id it came from
+    source: str  # what it is chosen by: the name, folder or Hub id it came from, and its LoRA
+    model: str  # the name, folder or Hub id alone
     name: str
     revision: str
     limits: Limits
@@ -38,10 +39,10 @@ class Loaded:
     preview_every: int  # tokens between previews that are cheap here; 0: none are
 
     @classmethod
-    def of(cls, source: str, pipe: DallePipeline) -> "Loaded":
+    def of(cls, source: str, pipe: DallePipeline, model: str | None = None) -> "Loaded":
         large = sum(p.numel() for p in pipe.image_tokenizer.parameters()) > 20_000_000
         return cls(
-            source, pipe.name, pipe.revision, pipe.limits, pipe.defaults, pipe.examples, list(pipe.config.labels), pipe.image_size,
+            source, model or source, pipe.name, pipe.revision, pipe.limits, pipe.defaults, pipe.examples, list(pipe.config.labels), pipe.image_size,
             pipe.config.licence, str(pipe.prior.device), pipe.prior.dtype, pipe.prior.config, parts_of(pipe),
             0 if large and pipe.device.type == "cpu" else 2 * pipe.grid_size,
         )  # fmt: skip
@@ -49,7 +50,7 @@ class Loaded:
     @property
     def bytes(self) -> int:
         """What its weights take, as far as the catalogue knows it: free when it has gone."""
-        known = CATALOGUE.get(self.source)
+        known = CATALOGUE.get(self.model)
         return known.parameters * self.dtype.itemsize if known else 0
 
 
@@ -65,14 +66,18 @@ class ModelHolder:
     """Ready, loading, or failed. Who computes with the model holds it (`hold`); a change waits for those who do.
 
     load(source, tell) -> pipeline; None: this model is the only one. download(source, tell, freed) brings a model's files
-    here while the one before is still in use. tell(line) says what is going on.
+    here while the one before is still in use. tell(line) says what is going on. model: what `source` is without its LoRA.
     """
 
-    def __init__(self, pipe: DallePipeline, source: str, load: Callable | None = None, download: Callable | None = None):
+    def __init__(
+        self, pipe: DallePipeline, source: str, load: Callable | None = None, download: Callable | None = None,
+        model: str | None = None,
+    ):  # fmt: skip
         self.source, self.load, self.download = source, load, download
-        self.loaded = Loaded.of(source, pipe)  # of the last one that was there
+        self.with_lora = {source: model} if model else {}
+        self.loaded = Loaded.of(source, pipe, model)  # of the last one that was there
         self.trouble = ""  # why there is no model, as a sentence; "" while one is there or on its way
-        self.choices = list(dict.fromkeys([source, *CATALOGUE])) if load else [source]
+        self.choices = list(dict.fromkeys([source, *self.with_lora.values(), *CATALOGUE])) if load else [source]
         self._pipe: DallePipeline | None = pipe
         self._holders, self._changing = 0, False
         self._changed = threading.Condition()
@@ -81,6 +86,10 @@ class ModelHolder:
     def state(self) -> str:
         """"ready", "loading" or "failed"."""
         return "loading" if self._changing else "failed" if self._pipe is None else "ready"
+
+    def model_of(self, source: str) -> str:
+        """One of the choices without its LoRA."""
+        return self.with_lora.get(source, source)
 
     @contextmanager
     def hold(self, source: str | None = None) -> Iterator[DallePipeline]:
@@ -179,7 +188,7 @@ class ModelHolder:
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         pipe = self.load(source, tell)
-        self.loaded = Loaded.of(source, pipe)
+        self.loaded = Loaded.of(source, pipe, self.model_of(source))
         self._pipe, self.source, self.trouble = pipe, source, ""
 
     def _fail(self, source: str, error: Exception) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from PIL import Image
 
 from dalle_core.errors import InputError
+from dalle_core.lora import lora_of
 from dalle_core.pictures import enlarge, file_name, png
 from dalle_core.recipe import DAMAGED, Drawn, pack, read_place, unpack
 from dalle_core.request import Limits, from_json
@@ -109,6 +110,11 @@ def read_entry(text: str, name: str, revision: str, limits: Limits) -> tuple[str
             raise ValueError("id")
     except DAMAGED:
         raise damaged from None
+    if model != name and lora_of(model):
+        raise InputError(
+            f"This entry was drawn with the LoRA {lora_of(model)[:60]!r}: choose the model {model[:60]!r}, or start the page "
+            "with --lora."
+        )
     if model != name:
         raise InputError(f"This entry was drawn by the model {model[:60]!r}; choose that model first, or use its prompt.")
     if version != revision:

@@ -50,10 +50,3 @@ class Muon(torch.optim.Optimizer):
                 for parameter, update in zip(parameters, orthogonalise(torch.stack(updates).to(self.dtype))):
                     parameter.mul_(1 - group["lr"] * group["weight_decay"])
                     parameter.add_(update.to(parameter.dtype), alpha=-group["lr"] * scale)
-
-
-def step_at(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """A step of any optimizer at `rate` times its peak learning rates, those it was made with."""
-    for group in optimizer.param_groups:
-        group["lr"] = rate * group.setdefault("peak", group["lr"])
-    optimizer.step()

@@ -10,61 +10,98 @@ the null prompt "", so that one model learns p(t | c) and p(t), which is what gu
 arXiv 2207.12598). A few of the tokens it reads are replaced by another picture's (as taming-transformers' `pkeep`
 does, Esser et al. 2021): while sampling it reads its own mistakes, and should then trust the caption and the rest.
 
-Pictures are encoded once, into `tokens.pt`; their captions are worded anew every time they come by.
-`python -m dalle_core.training.prior --help` trains one; started again with the same `--out`, it goes on.
+Pictures are encoded once, below `out/tokens`; their captions are worded anew every time they come by.
+
+    python -m dalle_core.training.prior --data pictures                         # a new one, of parts trained before
+    python -m dalle_core.training.prior --data pictures --init emoji            # a trained model learns new pictures
+    python -m dalle_core.training.prior --data pictures --init mini --lora 16   # the same, as a LoRA beside its weights
+
+Started again with the same `--out`, it goes on. `loop.py` says what lies there, and how several processes share a batch.
 """
 
 import argparse
-import json
-import os
-import time
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 import torch.nn.functional as F
 from diffusers import VQModel
 from torch import nn
-from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast
 
 from dalle_core import image_tokenizer
+from dalle_core.bart_prior import BartPrior
+from dalle_core.catalogue import load, load_clip
+from dalle_core.errors import InputError
 from dalle_core.gpt_prior import GPTPrior
+from dalle_core.pipeline import DallePipeline
 from dalle_core.text_tokenizer import encode_prompts
-from dalle_core.training.data import as_pixels, in_order, open_dataset
-from dalle_core.training.muon import Muon, step_at
-from dalle_core.training.state import RunState, learning_rate
+from dalle_core.training.adapter import Adapter, add_lora
+from dalle_core.training.arguments import add_arguments, command
+from dalle_core.training.checkpoints import write_model
+from dalle_core.training.data import add_data_arguments, batches, open_from
+from dalle_core.training.loop import Loop
+from dalle_core.training.look import Look
+from dalle_core.training.muon import Muon
+from dalle_core.training.tokens import TokenStore, add_token_arguments, encode_tokens
 
 NULL_SHARE = 0.1  # of captions replaced by the null prompt
 WRONG_SHARE = 0.03  # of the tokens read, not of those predicted
+# Peaks of the learning rate: Muon's of a new prior and of a trained one (AdamW's is an eighth of it), AdamW's of a LoRA.
+NEW_RATE, TRAINED_RATE, LORA_RATE = 0.02, 0.002, 2e-3
+
+
+# ---------------------------------------------------------------- the model
+
+
+def new_prior(args: argparse.Namespace, tokenizer: PreTrainedTokenizerFast, model: VQModel, image_length: int):
+    """A prior with random weights for these tokenizers."""
+    codes = model.config.num_vq_embeddings
+    sizes = dict(
+        text_vocab_size=len(tokenizer), text_length=args.text_length, image_vocab_size=codes, image_length=image_length,
+        num_heads=args.heads, hidden_size=args.hidden_size,
+    )  # fmt: skip
+    if args.architecture == "gpt":
+        prior = GPTPrior(num_layers=args.layers, **sizes)
+    else:
+        prior = BartPrior(
+            encoder_layers=args.layers, decoder_layers=args.layers, ffn_size=4 * args.hidden_size, start_token_id=codes,
+            embedded_image_tokens=codes + 1, pad_token_id=tokenizer.pad_token_id, **sizes,
+        )  # fmt: skip
+        for module in prior.modules():  # as dalle-mini starts; the norms of every block keep the rest in bounds
+            if isinstance(module, (nn.Linear, nn.Embedding)):
+                nn.init.normal_(module.weight, std=0.02)
+    start_from_codebook(prior, model)
+    return prior
 
 
 @torch.no_grad()
-def encode_pool(model: VQModel, dataset, count: int, path: Path, device: str) -> torch.Tensor:
-    """Tokens [count, h, w] (int16) of the first `count` pictures, kept in `path`. Goes on where it was stopped."""
-    tokens = torch.load(path, weights_only=True) if path.exists() else None
-    done = 0 if tokens is None else len(tokens)
-    if done >= count:
-        return tokens[:count]
-
-    def save(parts):
-        torch.save(torch.cat(parts), path.with_suffix(".part"))
-        os.replace(path.with_suffix(".part"), path)
-
-    parts, saved = [] if tokens is None else [tokens], time.monotonic()
-    bar = tqdm(total=count, initial=done, unit="picture", desc="encoding", mininterval=5)
-    for bytes_, *_ in in_order(dataset, 64, done, count):
-        parts.append(image_tokenizer.encode(model, as_pixels(bytes_.to(device))).to("cpu", torch.int16))
-        bar.update(len(bytes_))
-        if time.monotonic() - saved > 60:
-            save(parts)
-            saved = time.monotonic()
-    save(parts)
-    return torch.cat(parts)[:count]
+def start_from_codebook(prior, model: VQModel) -> None:
+    """Codes that look alike start alike: half of what an image token's embedding and its row of the head start with is its
+    codebook vector, through a random projection."""
+    vectors = model.quantize.embedding.weight.detach().float().cpu()  # [K, D]
+    vectors = (vectors - vectors.mean(0)) / vectors.std()
+    for weight in (prior.image_embedding.weight[: len(vectors)], prior.head.weight):
+        alike = vectors @ torch.randn(vectors.shape[1], weight.shape[1])
+        weight.copy_((weight + alike * (weight.std() / alike.std())) / 2**0.5)
 
 
-def optimizers(prior: GPTPrior, peak: float, dtype=torch.float32) -> list[torch.optim.Optimizer]:
+def add_dropout(prior, share: float) -> None:
+    """Dropout of embeddings and of what each residual branch adds (Vaswani et al. 2017, section 5.4), in training only.
+
+    Hooks, so that drawing knows nothing of it. The random numbers are each process's own.
+    """
+    for name, module in prior.named_modules():
+        if name.endswith(("attn", "mlp", "glu", "_embedding")):
+            module.register_forward_hook(lambda module, _, output: F.dropout(output, share, module.training))
+
+
+def optimizers(prior, peak: float, dtype=torch.float32) -> list[torch.optim.Optimizer]:
     """Muon for the matrices of the blocks, AdamW for embeddings, head, norms and biases."""
-    matrices = [p for name, p in prior.named_parameters() if name.startswith("blocks.") and p.ndim == 2]
+    blocks = ("blocks.", "encoder.", "decoder.")
+    matrices = [p for name, p in prior.named_parameters() if name.startswith(blocks) and p.ndim == 2]
     chosen = {id(p) for p in matrices}
     others = [p for p in prior.parameters() if id(p) not in chosen]
     return [
@@ -82,124 +119,188 @@ def prior_loss(prior, text_ids: torch.Tensor, tokens: torch.Tensor, read: torch.
     return F.cross_entropy(logits.flatten(0, 1).float(), tokens.flatten())
 
 
-def with_mistakes(tokens: torch.Tensor, share: float, generator: torch.Generator) -> torch.Tensor:
-    """`tokens` [B, N] with that share of them replaced by what stands there in the picture before in the batch."""
-    wrong = torch.rand(tokens.shape, generator=generator) < share
-    return torch.where(wrong, tokens.roll(1, 0), tokens)
+# ---------------------------------------------------------------- the batch
 
 
-def train_step(prior, optimizers, text_ids, tokens, rate: float, dtype=torch.float32, read=None) -> torch.Tensor:
-    """One step at `rate` times the optimizers' peak learning rates; `read` as in `prior_loss`. Returns the loss before it."""
-    with torch.autocast(tokens.device.type, dtype, enabled=dtype != torch.float32):
-        loss = prior_loss(prior, text_ids, tokens, read)
-    for optimizer in optimizers:
-        optimizer.zero_grad(set_to_none=True)
-    loss.backward()
-    nn.utils.clip_grad_norm_(prior.parameters(), 1.0)
-    for optimizer in optimizers:
-        step_at(optimizer, rate)
-    return loss.detach()
+@dataclass
+class Reader:
+    """(tokens [h, w], caption, index) of each picture -> text ids [B, text_length], tokens [B, h * w]: in the workers."""
+
+    tokenizer: PreTrainedTokenizerFast
+    text_length: int
+    normalizer: str | None
+
+    def ids(self, captions: list[str]) -> torch.Tensor:
+        return encode_prompts(self.tokenizer, captions, self.text_length, self.normalizer)
+
+    def __call__(self, items: list[tuple]) -> tuple[torch.Tensor, torch.Tensor]:
+        tokens, captions, _ = zip(*items)
+        return self.ids(list(captions)), torch.stack(tokens).flatten(1).long()
 
 
-def draw_batch(dataset, tokenizer, pool, text_length: int, batch_size: int, step: int, seed: int):
-    """The batch of step `step`, from (seed, step) alone: text ids [B, text_length], tokens [B, image_length], and the
-    tokens as they are read, with their mistakes."""
-    indices, texts, orders = [], [], {}
-    for k in range(batch_size):
-        epoch, offset = divmod(step * batch_size + k, len(pool))
-        if epoch not in orders:
-            orders[epoch] = torch.randperm(len(pool), generator=torch.Generator().manual_seed(seed * 1_000_003 + epoch))
-        index = orders[epoch][offset].item()
-        indices.append(index)
-        texts.append(dataset.caption(index, epoch))
-    generator = torch.Generator().manual_seed(seed * 7_368_787 + step)
-    dropped = torch.rand(batch_size, generator=generator) < NULL_SHARE
-    texts = ["" if drop else text for text, drop in zip(texts, dropped.tolist())]
-    tokens = pool[indices].flatten(1).long()
-    return encode_prompts(tokenizer, texts, text_length), tokens, with_mistakes(tokens, WRONG_SHARE, generator)
+class Noise:
+    """Drops captions, and puts mistakes into what is read. All of it derives from (seed, step, position in the batch)."""
+
+    def __init__(self, store, null_ids: torch.Tensor, batch_size: int, seed: int):
+        self.store, self.null_ids, self.batch_size, self.seed = store, null_ids, batch_size, seed
+
+    def __call__(self, step: int, own, text_ids: torch.Tensor, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """(text ids, the tokens to read), for the part of the batch that `own` takes of what is drawn for all of it."""
+        generator = torch.Generator().manual_seed(self.seed * 7_368_787 + step)
+        dropped = own(torch.rand(self.batch_size, 1, generator=generator) < NULL_SHARE)
+        others = own(torch.randint(len(self.store), (self.batch_size,), generator=generator)).tolist()
+        wrong = own(torch.rand(self.batch_size, tokens.shape[1], generator=generator) < WRONG_SHARE)
+        others = torch.stack([self.store.tokens(i) for i in others]).flatten(1).to(tokens.dtype)
+        return torch.where(dropped, self.null_ids, text_ids), torch.where(wrong, others, tokens)
 
 
-@torch.no_grad()
-def held_out_loss(prior, tokenizer, model: VQModel, items, device) -> float:
-    """Nats a token on held-out (picture, caption) pairs."""
-    tokens = image_tokenizer.encode(model, image_tokenizer.to_pixels([image for image, _ in items]).to(device)).flatten(1)
-    text_ids = encode_prompts(tokenizer, [text for _, text in items], prior.config.text_length).to(device)
-    return prior_loss(prior, text_ids, tokens).item()
+# ---------------------------------------------------------------- training
+
+
+def open_pipeline(args: argparse.Namespace, loop: Loop) -> DallePipeline:
+    """The pipeline whose prior is trained: a trained one (`--init`), or parts trained before around a new prior."""
+    if args.init:
+        pipe = load(args.init, device="cpu", dtype=torch.float32, clip=args.clip, tell=loop.print, packed=False)
+    else:
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(args.text_tokenizer)
+        model = VQModel.from_pretrained(args.image_tokenizer).eval()
+        size = args.image_size or model.config.sample_size * image_tokenizer.block_size(model)
+        prior = new_prior(args, tokenizer, model, (size // image_tokenizer.downsampling(model)) ** 2)
+        clip = load_clip(Path(args.clip)) if args.clip not in (None, "none") else {}
+        pipe = DallePipeline(model, tokenizer, prior, **clip, name=args.out.resolve().name)
+    if not image_tokenizer.has_encoder(pipe.image_tokenizer):
+        raise InputError(
+            f"{args.init} came without its image tokenizer's encoder, so it cannot read pictures. Of DALL·E mini and mega take the "
+            "flax files, which have it: the README's table of published models says how."
+        )
+    for part in (pipe.image_tokenizer, pipe.clip):
+        if part is not None:
+            part.to(loop.device).requires_grad_(False)
+    return pipe
+
+
+def encoded(args: argparse.Namespace, loop: Loop, model: VQModel, dataset) -> TokenStore:
+    """The tokens of the data set; each process encodes its share of them, once."""
+    folder = args.out / "tokens"
+    encode_tokens(model, dataset, folder, args.pictures, loop.part, args.variants, workers=args.workers)
+    loop.accelerator.wait_for_everyone()
+    return TokenStore(folder, model, dataset, args.pictures)
+
+
+def trained_by(args: argparse.Namespace, prior, precision: str) -> list[torch.optim.Optimizer]:
+    """Prepares a prior for what `args` ask for. Returns its optimizers."""
+    if args.dropout:
+        add_dropout(prior, args.dropout)
+    if args.lora is not None:
+        added = add_lora(prior, args.lora)
+        return [torch.optim.AdamW(added, lr=args.learning_rate or LORA_RATE, betas=(0.9, 0.95), weight_decay=0.0)]
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    return optimizers(prior, args.learning_rate or (TRAINED_RATE if args.init else NEW_RATE), dtype)
 
 
 def train(args: argparse.Namespace) -> None:
-    torch.manual_seed(args.seed)
-    args.out.mkdir(parents=True, exist_ok=True)
-    tokenizer = PreTrainedTokenizerFast.from_pretrained(args.text_tokenizer)
-    model = VQModel.from_pretrained(args.image_tokenizer).to(args.device).eval()
-    size = args.image_size or model.config.sample_size * image_tokenizer.block_size(model)
-    dataset = open_dataset(args.data, size, seed=args.seed)
-    pool = encode_pool(model, dataset, min(args.pool, len(dataset)), args.out / "tokens.pt", args.device)
+    if args.lora is not None and not args.init:
+        raise InputError("--lora changes a trained model: name it by --init.")
+    steps = args.samples // args.batch_size
+    loop = Loop("prior", args, steps, warmup=min(50, steps // 10))
+    if loop.sharded and args.init:
+        raise InputError("--init does not train under FSDP: launch it without, as plain data-parallel processes.")
+    pipe = open_pipeline(args, loop)
+    revision, config = pipe.revision, pipe.prior.config
+    trained = trained_by(args, pipe.prior, loop.accelerator.mixed_precision)
 
-    prior = GPTPrior(
-        text_vocab_size=len(tokenizer),
-        text_length=args.text_length,
-        image_vocab_size=model.config.num_vq_embeddings,
-        image_length=pool[0].numel(),
-        num_layers=args.layers,
-        num_heads=args.heads,
-        hidden_size=args.hidden_size,
-    ).to(args.device)
-    print(f"{sum(p.numel() for p in prior.parameters()):,} parameters")
-    muon, adamw = optimizers(prior, args.learning_rate, getattr(torch, args.dtype))
-    state = RunState(args.out, prior=prior, muon=muon, adamw=adamw)
-    first, steps = state.restore(), args.samples // args.batch_size
+    def compute():
+        text_ids, tokens = (torch.zeros(loop.part_size, n, dtype=torch.long) for n in (config.text_length, config.image_length))
+        return prior_loss(pipe.prior, text_ids, tokens)
+
+    pipe.prior.train()
+    prior = loop.prepare("prior", pipe.prior, trained, ema_decay=args.ema_decay, max_norm=1.0, compute=compute)
+    dataset = open_from(args, pipe.image_size)
+    store = encoded(args, loop, pipe.image_tokenizer, dataset)
+    loop.print(f"{sum(p.numel() for p in prior.parameters() if p.requires_grad):,} numbers are trained")
+    first, forward = loop.restore(), torch.compile(prior) if args.compile else prior
+
+    reader = Reader(pipe.text_tokenizer, config.text_length, pipe.config.text_normalizer)
+    noise = Noise(store, reader.ids([""]), loop.batch_size, args.seed)
+    look = Look(loop, pipe, dataset, reader, args.seed)
     if args.init and first == 0:
-        prior.load_state_dict(GPTPrior.from_pretrained(args.init).state_dict())
-    forward = torch.compile(prior) if args.compile else prior
-    held_out = {kind: dataset.held_out(kind, 64) for kind in dataset.held_out_kinds}
-
-    bar = tqdm(total=steps, initial=first, unit="step", desc="prior", mininterval=10)
-    dtype, mean = getattr(torch, args.dtype), None
-    with open(args.out / "log.jsonl", "a", encoding="utf-8") as log:
-        for step in range(first, steps):
-            batch = draw_batch(dataset, tokenizer, pool, args.text_length, args.batch_size, step, args.seed)
-            text_ids, tokens, read = (part.to(args.device) for part in batch)
-            rate = learning_rate(step, steps, 1.0, warmup=50)
-            loss = train_step(forward, (muon, adamw), text_ids, tokens, rate, dtype, read)
-            mean = loss if mean is None else mean.lerp(loss, 0.02)
-            bar.update()
-            if step % 20 == 0:
-                bar.set_postfix(loss=f"{mean.item():.3f}", refresh=False)
-            if (step + 1) % args.look_every == 0:
-                logs = {"step": step + 1, "loss": mean.item(), "time": time.time()}
-                for kind, items in held_out.items():
-                    logs[f"held_out_{kind}"] = held_out_loss(prior, tokenizer, model, items, args.device)
-                log.write(json.dumps(logs) + "\n")
-                log.flush()
-                prior.save_pretrained(args.out / "prior")
-            state.save_if_due(step + 1)
-    state.save(steps)
-    prior.save_pretrained(args.out / "prior")
+        look.start(prior_loss)
+    todo = batches(store, loop.batch_size, first, loop.steps, args.seed, args.workers, loop.part, reader)
+    losses = []
+    prior.train()
+    for step, (text_ids, tokens) in loop.run(todo):
+        text_ids, read = noise(step, loop.own, text_ids, tokens)
+        if args.dropout:
+            torch.manual_seed((args.seed * 7_368_787 + step) * loop.part[1] + loop.part[0])
+        batch = (part.to(loop.device) for part in (text_ids, tokens, read))
+        for text_ids, tokens, read in loop.parts(*batch):
+            with loop.autocast():
+                loss = prior_loss(forward, text_ids, tokens, read)
+            loop.backward(loss)
+            losses.append(loss.detach())
+        loop.update("prior")
+        if loop.due(20):
+            loop.log(loss=torch.stack(losses).mean())
+            losses.clear()
+        if loop.due(args.look_every):
+            look(prior_loss)
+            write(args, loop, pipe, revision)
+    if first == loop.steps:
+        write(args, loop, pipe, revision)
 
 
-def main() -> None:
+def write(args: argparse.Namespace, loop: Loop, pipe: DallePipeline, revision: str) -> None:
+    """The result: a LoRA; the whole pipeline of a trained model; or a new prior."""
+    if not args.init:
+        loop.save_pretrained("prior", args.out / "prior")
+        return
+    if args.lora is None:
+        pipe.register_to_config(name=args.out.resolve().name)
+    with loop.averaged("prior") as prior:
+        if loop.first and args.lora is not None:
+            write_model(Adapter(prior, pipe.name, revision), args.out / "lora")
+        elif loop.first:
+            in_one_file = partial(pipe.save_pretrained, max_shard_size="1TB")
+            write_model(SimpleNamespace(save_pretrained=in_one_file), args.out / "model")
+
+
+def add_model_arguments(parser: argparse.ArgumentParser) -> None:
+    trained = parser.add_argument_group("a trained model learns new pictures")
+    trained.add_argument("--init", metavar="MODEL", help="its name, folder or Hub id, as dalle_core.load takes it")
+    trained.add_argument("--lora", type=int, metavar="RANK", help="train a LoRA of this rank (16 is usual), not all weights")
+    new = parser.add_argument_group("a new prior")
+    new.add_argument("--image-tokenizer", default="runs/image_tokenizer/image_tokenizer", help="folder (%(default)s)")
+    new.add_argument("--text-tokenizer", default="runs/text_tokenizer", help="folder (%(default)s)")
+    new.add_argument("--architecture", choices=["gpt", "bart"], default="gpt", help="bart: encoder and decoder, as DALL·E mini")
+    new.add_argument("--image-size", type=int, help="pixels a side (the image tokenizer's own)")
+    new.add_argument("--text-length", type=int, default=20, help="text positions, the end of the text included (%(default)s)")
+    new.add_argument("--layers", type=int, default=6, help="(%(default)s; of bart, in each half)")
+    new.add_argument("--heads", type=int, default=4, help="(%(default)s)")
+    new.add_argument("--hidden-size", type=int, default=256, help="(%(default)s)")
+
+
+def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description="Train a prior; run again to go on after a stop.")
-    parser.add_argument("--data", default="data/emoji", help="the emoji corpus, or a folder with metadata.jsonl")
-    parser.add_argument("--image-tokenizer", default="runs/image_tokenizer/image_tokenizer", help="folder")
-    parser.add_argument("--text-tokenizer", default="runs/text_tokenizer", help="folder")
-    parser.add_argument("--out", type=Path, default=Path("runs/prior"), help="state, logs, result")
-    parser.add_argument("--pool", type=int, default=48_000, help="pictures to encode (at most the data set's)")
-    parser.add_argument("--samples", type=int, default=155_000, help="pictures to train on, over all epochs")
-    parser.add_argument("--batch-size", type=int, default=32)
-    parser.add_argument("--image-size", type=int, help="pixels a side (the image tokenizer's own)")
-    parser.add_argument("--text-length", type=int, default=20, help="text positions, the end of the text included")
-    parser.add_argument("--layers", type=int, default=6)
-    parser.add_argument("--heads", type=int, default=4)
-    parser.add_argument("--hidden-size", type=int, default=256)
-    parser.add_argument("--init", help="folder of a trained prior of these sizes, whose weights to start from")
-    parser.add_argument("--learning-rate", type=float, default=0.02, help="Muon's peak; AdamW's is an eighth of it")
-    parser.add_argument("--look-every", type=int, default=200, help="steps between held-out losses and saved weights")
+    add_data_arguments(parser)
+    add_arguments(parser, "runs/prior", batch_size=32)
+    add_model_arguments(parser)
+    add_token_arguments(parser)
+    parser.add_argument("--samples", type=int, default=155_000, help="pictures to train on, over all epochs (%(default)s)")
+    parser.add_argument("--accumulation", type=int, default=1, help="parts of a batch that go through one by one (%(default)s)")
+    parser.add_argument(
+        "--learning-rate", type=float,
+        help=f"Muon's peak ({NEW_RATE}; with --init {TRAINED_RATE}); AdamW's is an eighth of it. Of a LoRA, AdamW's ({LORA_RATE})",
+    )  # fmt: skip
+    parser.add_argument("--dropout", type=float, default=0.0, help="of embeddings and residual branches (%(default)s)")
+    parser.add_argument("--ema-decay", type=float, default=0.999, help="of the weights' average that is kept; 0: none (%(default)s)")
+    parser.add_argument("--clip", help='that ranks the samples, a folder or "none"; with --init as of dalle_core.load (none)')
+    parser.add_argument("--look-every", type=int, default=200, help="steps between held-out losses, samples, weights (%(default)s)")
     parser.add_argument("--compile", action="store_true", help="torch.compile the training step")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"], help="of the matrix products")
-    parser.add_argument("--seed", type=int, default=0)
-    train(parser.parse_args())
+    return parser
+
+
+def main(arguments: list[str] | None = None) -> None:
+    command("prior", train, parser().parse_args(arguments))
 
 
 if __name__ == "__main__":

@@ -12,14 +12,14 @@ from dalle_core.studio.studio import Studio
 from demo.models import facts
 
 
-def folder(source: str) -> Path:
-    return EMBEDDED if source == "emoji" else Path(source)
+def folder(model: str) -> Path:
+    return EMBEDDED if model == "emoji" else Path(model)
 
 
-def card(source: str) -> str:
+def card(model: str) -> str:
     """The model card in the model's folder, without its front matter; empty when there is none."""
     try:
-        text = (folder(source) / "README.md").read_text(encoding="utf-8")
+        text = (folder(model) / "README.md").read_text(encoding="utf-8")
     except OSError:
         return ""
     return re.sub(r"\A---\n.*?\n---\n", "", text, flags=re.DOTALL)
@@ -46,10 +46,10 @@ def build(studio: Studio, tab: gr.Tab) -> None:
 
     def show():
         loaded = studio.holder.loaded
-        picture = folder(loaded.source) / "evaluation.png"
+        picture = folder(loaded.model) / "evaluation.png"
         found = picture.is_file()
         return {
-            about: facts(loaded), parts: sizes(loaded), text: card(loaded.source),
+            about: facts(loaded), parts: sizes(loaded), text: card(loaded.model),
             drawn: gr.update(value=str(picture) if found else None, elem_classes=[] if found else "unused"),
         }  # fmt: skip
 
