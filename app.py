@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 PUBLIC_CANDIDATES = 16
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 def arguments() -> argparse.Namespace:
@@ -114,6 +115,11 @@ def choose_temporary_folder(port: int) -> None:
         fail(f"{place} cannot be used: {error.strerror or error}. Set GRADIO_TEMP_DIR to a folder that you can write to.")
 
 
+def is_own(args: argparse.Namespace, login: bool) -> bool:
+    """Whether only those see the page who sit at this machine or know its password: the Train tab opens folders that they name."""
+    return not args.public and (login or args.host in LOOPBACK and not args.share)
+
+
 def main() -> None:
     use_utf8()
     args = arguments()
@@ -164,7 +170,7 @@ def main() -> None:
         studio = open_studio(pipe, chosen, None if args.public else load, download, args.public, model)
     except (dalle_core.ModelError, dalle_core.InputError) as error:
         fail(str(error))
-    create_demo(studio).launch(
+    create_demo(studio, runs=Path("runs") if is_own(args, bool(user)) else None).launch(
         server_name=args.host,
         server_port=args.port,
         share=args.share,

@@ -1,4 +1,4 @@
-"""The commands: `python -m dalle_core convert`, `sample`, `augment`. Each explains itself with `--help`."""
+"""The commands: `python -m dalle_core sample`, `augment`, `train`, `push`, `convert`. Each explains itself with `--help`."""
 
 import argparse
 import sys
@@ -14,6 +14,7 @@ from dalle_core.convert import convert
 from dalle_core.errors import InputError, ModelError
 from dalle_core.pictures import enlarge, save_png
 from dalle_core.pipeline import DallePipeline
+from dalle_core.push import push
 from dalle_core.recipe import drawn
 
 
@@ -61,6 +62,16 @@ def augment_command(args: argparse.Namespace) -> None:
     tell(f"{args.out}: {progress.kept} pictures kept, {progress.drawn - progress.kept} rejected, with metadata.jsonl.")
 
 
+def train_command(args: argparse.Namespace) -> None:
+    from dalle_core.training.whole import train
+
+    train(args)
+
+
+def push_command(args: argparse.Namespace) -> None:
+    tell(push(args.folder, args.repo, args.private))
+
+
 def open_model(args: argparse.Namespace) -> DallePipeline:
     return load(args.model, args.device, args.dtype and getattr(torch, args.dtype), args.clip, lora=args.lora)
 
@@ -91,7 +102,8 @@ def add_model(command: argparse.ArgumentParser) -> None:
         command.add_argument(f"--{name}", type=kind, help=f"{note} (default: the model's own)")
 
 
-def parser() -> argparse.ArgumentParser:
+def parser(arguments: list[str] | None = None) -> argparse.ArgumentParser:
+    asked = "train" in (sys.argv[1:] if arguments is None else arguments)[:1]
     parser = argparse.ArgumentParser(prog="python -m dalle_core")
     commands = parser.add_subparsers(dest="command", required=True)
 
@@ -123,19 +135,35 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("--best", type=int, help="keep at most so many of each prompt, the best by CLIP (default: all)")
     command.add_argument("--seed", type=int, default=0, help="(default: %(default)s)")
     add_model(command)
+
+    command = commands.add_parser(
+        "train", help="captioned pictures in, a model out", add_help=asked,
+        description="Trains all parts of a model and puts them together. Run again to go on after a stop.",
+    )  # fmt: skip
+    command.set_defaults(run=train_command)
+    if asked:
+        from dalle_core.training.whole import add_arguments  # takes a second, which the others need not wait for
+
+        add_arguments(command)
+
+    command = commands.add_parser("push", help="a model's or a LoRA's folder, with its card, onto the Hugging Face Hub")
+    command.set_defaults(run=push_command)
+    command.add_argument("folder", type=Path)
+    command.add_argument("repo", help="owner/name; it is made when it is not there")
+    command.add_argument("--private", action="store_true")
     return parser
 
 
 def main(arguments: list[str] | None = None) -> None:
     sys.stdout.reconfigure(errors="backslashreplace")  # a prompt may have letters that the locale's encoding lacks
-    args = parser().parse_args(arguments)
+    args = parser(arguments).parse_args(arguments)
     try:
         args.run(args)
     except (InputError, ModelError, OSError) as error:
         print(f"{args.command}: {error}", file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
-        print(f"{args.command}: stopped" + "; run it again to go on." * (args.command == "augment"), file=sys.stderr)
+        print(f"{args.command}: stopped" + "; run it again to go on." * (args.command in ("augment", "train")), file=sys.stderr)
         raise SystemExit(130) from None
 
 

@@ -112,7 +112,7 @@ def load(
     device None: CUDA, else Apple's MPS, else the CPU. dtype None: float32 on the CPU and MPS, bfloat16 on CUDA;
     int8, on a CPU: the prior's linear layers in 8 bits, the image tokenizer's decoder in bfloat16 where the CPU computes
     in it, all else in float32. What reads and ranks pictures, the image tokenizer's encoder and CLIP, is in float32 whatever
-    the dtype. clip: a folder or Hub id of the CLIP that ranks, "none" for no ranking, None for the
+    the dtype. clip: the CLIP that ranks, as `open_clip` takes it, "none" for no ranking, None for the
     model's own or the usual one. tell is called with a line of text now and then. packed: on a CPU, arrange the weights
     for drawing (`packed.py`, `decoder.py`), which rounds otherwise. lora: a folder or Hub id of a LoRA for this model
     (`lora.py`), as peft and `training.prior` write it. Raises ModelError naming the file (and the key) when something is
@@ -125,14 +125,13 @@ def load(
         raise ModelError(f"int8 is for CPUs; on {device} use bfloat16.")
     dtype = torch.float32 if eight_bit else dtype
     download(source, device, dtype, clip, tell)
-    folder, change = _own_layout(source, CATALOGUE.get(source), tell), _lora(lora, tell)
-    pipe = _load_folder(folder, dtype, device, change, source)
+    pipe = _load_folder(model_folder(source, tell), dtype, device, _lora(lora, tell), source)
     if clip == "none":
         pipe.register_modules(clip=None, clip_processor=None, clip_tokenizer=None)
     elif clip is not None or pipe.clip is None:
-        folder = _clip_folder(clip or _usual_clip(device), tell)
-        pipe.register_modules(**load_clip(folder))
-        _check_clip(pipe, folder, folder)
+        chosen = clip or _usual_clip(device)
+        pipe.register_modules(**open_clip(chosen, tell))
+        _check_clip(pipe, Path(chosen), Path(chosen))
     if eight_bit:
         quantize(pipe.prior)
         narrow(pipe.image_tokenizer)
@@ -172,7 +171,7 @@ def download(
     if known.repo:
         downloads.fetch(known.repo, list(known.files), known.revision, tell, room=known.download)  # for the converted copy
         if clip != "none":
-            _clip_folder(clip or _usual_clip(device), tell)
+            clip_folder(clip or _usual_clip(device), tell)
 
 
 def _usual_dtype(device: torch.device) -> torch.dtype:
@@ -183,8 +182,10 @@ def _usual_clip(device: torch.device) -> str:
     return CLIP_ON_GPU if device.type == "cuda" else CLIP_ON_CPU
 
 
-def _own_layout(source: str, known: Model | None, tell: Progress | None) -> Path:
-    """The folder in this project's layout: downloaded and converted where that is needed."""
+def model_folder(source: str, tell: Progress | None = None) -> Path:
+    """The folder of a model in this project's layout, with a folder for each part: downloaded and converted where that is
+    needed. Raises ModelError as `load`."""
+    known = CATALOGUE.get(source)
     if source == "emoji":
         return EMBEDDED
     folder, name = Path(source), Path(source).name or "model"
@@ -333,6 +334,34 @@ def _revision(folder: Path) -> str:
     return digest.hexdigest()[:12]
 
 
+def open_image_tokenizer(folder: Path) -> VQModel:
+    """The image tokenizer in a folder of its own, in float32. Raises ModelError as `load`."""
+    return _load_model(folder, VQModel, WEIGHTS, torch.float32)
+
+
+def open_prior(folder: Path) -> GPTPrior | BartPrior:
+    """The prior in a folder of its own, in float32. Raises ModelError as `load`."""
+    kind = read_json(folder / "config.json").get("_class_name")
+    if kind not in PRIORS:
+        raise ModelError(f"{folder / 'config.json'}: the prior is a {str(kind)[:40]}, not one of {', '.join(PRIORS)}.")
+    return _load_model(folder, PRIORS[kind], WEIGHTS, torch.float32)
+
+
+def open_clip(source: str | Path, tell: Progress | None = None) -> dict:
+    """clip (float32), clip_processor and clip_tokenizer of a CLIP: a folder in transformers' layout, a Hub id (downloaded
+    where that is needed), or a folder with a CLIP of this project's, as a training or a model has it: `clip/` and
+    `clip_processor/`, without a `clip_tokenizer/` where it reads the ids of the model's own text tokenizer (None).
+
+    Raises ModelError naming the file (and the key) as `load` does.
+    """
+    folder = Path(source)
+    if not (folder / "clip" / "config.json").is_file():
+        return load_clip(clip_folder(str(source), tell))
+    clip = _load_model(folder / "clip", CLIPModel, "model.safetensors", torch.float32)
+    tokenizer = folder / "clip_tokenizer"
+    return {"clip": clip} | _clip_readers(folder / "clip_processor", tokenizer if tokenizer.is_dir() else None)
+
+
 def load_clip(folder: Path) -> dict:
     """clip (float32), clip_processor and clip_tokenizer from a folder in transformers' layout."""
     path = folder / "model.safetensors"
@@ -358,7 +387,7 @@ def load_clip(folder: Path) -> dict:
     return {"clip": clip.eval()} | _clip_readers(folder, folder)
 
 
-def _clip_folder(source: str, tell: Progress | None) -> Path:
+def clip_folder(source: str, tell: Progress | None) -> Path:
     """The folder of a CLIP, downloaded where that is needed. Older repositories have no safetensors."""
     if Path(source).is_dir():
         return Path(source)

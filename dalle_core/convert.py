@@ -24,7 +24,16 @@ Licence of the weights: {licence}. The licence and the credit are those of the s
 | --- | --- | --- |
 {parts}
 """
-TAGS = {"MIT": "mit", "Apache-2.0": "apache-2.0", "CC-BY-4.0": "cc-by-4.0", "CC-BY-NC-SA-4.0": "cc-by-nc-sa-4.0"}
+TAGS = (  # the Hub's names of licences
+    "mit", "apache-2.0", "bsd-3-clause", "cc0-1.0", "cc-by-4.0", "cc-by-sa-4.0", "cc-by-nc-4.0", "cc-by-nc-sa-4.0", "openrail",
+    "creativeml-openrail-m", "gpl-3.0",
+)  # fmt: skip
+
+
+def licence_tag(licence: str) -> str:
+    """The Hub's name of a licence, which may be followed by more words: "MIT, see there" is mit."""
+    words = licence.lower().replace(",", " ").split()
+    return words[0] if words and words[0] in TAGS else "other"
 
 
 def convert(source: str, out: Path, dtype: torch.dtype, clip: str | None = None, tell: Progress | None = None) -> None:
@@ -44,7 +53,7 @@ def convert(source: str, out: Path, dtype: torch.dtype, clip: str | None = None,
     ]
     origin = f"`{known.repo}` on the Hugging Face Hub" if known and known.repo else f"`{Path(source).name}`"
     card = CARD.format(
-        licence_tag=next((tag for name, tag in TAGS.items() if licence.startswith(name)), "other"),
+        licence_tag=licence_tag(licence),
         title=known.title if known else pipe.name, source=origin, licence=licence, parts="\n".join(rows),
     )  # fmt: skip
     size = sum(p.numel() * p.element_size() for part in models.values() for p in part.parameters())

@@ -23,7 +23,7 @@ from demo.handlers import QUIET  # noqa: E402
 from demo.look import CSS, HEAD, JS, header, theme  # noqa: E402
 from demo.page import Page  # noqa: E402
 from demo.public import Bounds  # noqa: E402
-from demo.tabs import compare, complete, dataset, history, model, recognise, tokens, vote  # noqa: E402
+from demo.tabs import compare, complete, dataset, history, model, recognise, tokens, train, vote  # noqa: E402
 from demo.tabs.create import Create  # noqa: E402
 
 
@@ -39,9 +39,10 @@ def open_studio(
     )  # fmt: skip
 
 
-def create_demo(studio: Studio, together: int = 4) -> gr.Blocks:
+def create_demo(studio: Studio, together: int = 4, runs: Path | None = None) -> gr.Blocks:
     """The page; all visitors share the studio's model, nothing of theirs is kept in it. `together` people draw at once,
-    the next ones wait in a queue."""
+    the next ones wait in a queue. runs: where trainings are looked for; without it, and where the model cannot be changed, there is
+    no Train tab, which opens the folders that are typed into it."""
     with Page(studio.store, title="DALL·E, ranked", delete_cache=(3600, 24 * 3600), fill_width=True, analytics_enabled=False) as demo:
         api.build(studio, together)  # first: the tabs' events may have the same names, and the first keeps its name
         gr.HTML(header(), elem_id="header")
@@ -58,6 +59,10 @@ def create_demo(studio: Studio, together: int = 4) -> gr.Blocks:
                 compare.build(studio, together)
             with gr.Tab("Augment", id="augment"):
                 dataset.build(studio, together)
+            if runs is not None and studio.holder.load:
+                with gr.Tab("Train", id="train") as tab:
+                    used = train.build(studio, runs, tab, create.controls)
+                used.success(lambda: gr.Tabs(selected="create"), None, tabs, **QUIET)
             with gr.Tab("Model", id="model") as tab:
                 model.build(studio, tab)
         create.grid.chosen.complete.click(

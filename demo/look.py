@@ -132,6 +132,7 @@ footer .divider { display: none; }  /* Gradio's, after the last link */
 #facts td:last-child { font-family: var(--font-mono); text-align: right; }
 #dice { flex-direction: row; gap: .4rem; font-size: .95rem; }
 #seed-row { align-items: stretch; }
+#train-run input { padding-right: 2rem; text-overflow: ellipsis; }  /* beside the arrow */
 .empty { padding: 3.2rem 1rem; text-align: center; color: var(--body-text-color-subdued); border-radius: 14px;
   border: 1px dashed var(--border-color-primary); }
 @media (max-width: 640px) {
@@ -146,7 +147,8 @@ footer .divider { display: none; }  /* Gradio's, after the last link */
   #seed-row { display: grid; grid-template-columns: 2fr 1fr; }
   #seed { grid-column: 1 / -1; }
   #open-row { display: block; }
-  #model-row, #complete-row { flex-direction: column; }
+  #model-row, #complete-row, #train-row { flex-direction: column; }
+  #train-row > * { width: 100%; }
   #model-parts table { font-size: .75rem; }
   #augmented .grid-container { grid-template-columns: repeat(4, minmax(0, 1fr)) !important; }
   .preview-grid, :is(#gallery, #completions) .grid-container { grid-template-columns: repeat(2, minmax(0, 1fr)) !important; }

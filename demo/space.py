@@ -5,10 +5,11 @@ import sys
 from pathlib import Path
 
 import gradio
-import httpx2  # what huggingface_hub raises
 from huggingface_hub import CommitOperationAdd, HfApi
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
 from huggingface_hub.utils import filter_repo_objects
+
+from dalle_core import ModelError
+from dalle_core.push import sentences
 
 ROOT = Path(__file__).parent.parent
 WANTED = ["app.py", "requirements.txt", "LICENSE", "demo/*", "dalle_core/*", "assets/emoji/*"]
@@ -54,21 +55,11 @@ def main() -> None:
     parser.add_argument("--private", action="store_true")
     args = parser.parse_args()
     try:
-        print(push(HfApi(), args.repo, args.private))
-    except LocalTokenNotFoundError:
-        fail("you are not logged in: run `hf auth login` first, or set HF_TOKEN.")
-    except HFValidationError as error:
-        fail(str(error).splitlines()[0])
-    except HfHubHTTPError as error:
-        status = error.response.status_code if error.response is not None else "no answer"
-        fail(f"the Hub refused ({status}): {args.repo} may be another's, or the token may not write.")
-    except httpx2.HTTPError as error:
-        fail(f"the Hub cannot be reached ({type(error).__name__}): check the network and try again.")
-
-
-def fail(message: str) -> None:
-    print(f"space: {message}", file=sys.stderr)
-    raise SystemExit(2)
+        with sentences(args.repo):
+            print(push(HfApi(), args.repo, args.private))
+    except ModelError as error:
+        print(f"space: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
 
 
 if __name__ == "__main__":

@@ -14,9 +14,10 @@ from dalle_core.recipe import Drawn
 from dalle_core.request import DrawingRequest
 from dalle_core.studio.grid import Grid
 from dalle_core.studio.pool import Picture
+from dalle_core.studio.runs import Run
 from dalle_core.studio.studio import GridUpdate, Update
 from demo import create_demo, language, launch_options, models, open_studio, pictures, progress
-from demo.tabs import chosen, compare, dataset, recognise, tokens
+from demo.tabs import chosen, compare, dataset, recognise, tokens, train
 from demo.tabs import grid as grid_of_create
 from tests.conftest import make_pipeline
 
@@ -44,7 +45,7 @@ COMPOSED = {
 NOT_ON_THE_PAGE = (
     "int8", "must be text", "image_tokens", "keep must be boolean", "give at least one", "name a new folder",
     "name another folder", "Name another folder", "the best are chosen among", "the same command goes on", "device 7",
-    "device 'mps'", "There is no model", "buffer", "Give a picture or its tokens", "Give rows or keep",
+    "device 'mps'", "There is no model", "There is no LoRA", "buffer", "Give a picture or its tokens", "Give rows or keep",
     "A picture must be a file that was uploaded", "texts; 7 are the most", "This address", "The file at this address", "This data: URL is damaged",
     "must be a grid of numbers", "must be a list; a grid has up to",
 )  # fmt: skip
@@ -82,7 +83,7 @@ class Texts(HTMLParser):
 
 def texts_of_the_page() -> set[str]:
     found = set()
-    for component in create_demo(open_studio(make_pipeline(), "tiny", lambda source, tell: None)).config["components"]:
+    for component in create_demo(open_studio(make_pipeline(), "tiny", lambda source, tell: None), runs=Path("runs")).config["components"]:
         props = component["props"]
         if component["type"] == "api":  # an argument of an endpoint
             continue
@@ -123,7 +124,8 @@ def test_what_handlers_show_is_translated(tiny_pipeline, monkeypatch):
         *(compare.line(GridUpdate(*update)) for update in ((grid, 4, 1.0, 7), (half, 4, 1.0, 7), (half, 2, 1.0, 7), (half, 2, 1.0, None))),
         recognise.ranking([Label("a fox", 0.5, 0.9, -1.0), Label("two apples", 0.4, 0.1, -0.5)]),
         recognise.ranking([Label("a fox", 0.5, 0.9, -0.5), Label("two apples", 0.4, 0.1, -1.0)]),
-        dataset.status(drawn, 3.0), dataset.status(drawn, 3000.0), dataset.cut_notice(1, 2),
+        *(train.status(Run(ROOT, 5, steps, left, True)) for steps, left in ((None, None), (9, 3.0), (9, 3000.0), (9, 30000.0))),
+        train.status(Run(ROOT, 5, 9)), dataset.status(drawn, 3.0), dataset.status(drawn, 3000.0), dataset.cut_notice(1, 2),
     ]  # fmt: skip
     assert [text for html in shown for text in Texts(html).found if not is_known(text)] == []
 

@@ -121,6 +121,16 @@ class ModelHolder:
         if source not in self.choices:
             raise ModelError(f"{str(source)[:60]!r} is not one of this page's models: {', '.join(self.choices)}.")
 
+    def offer(self, source: str) -> None:
+        """Adds a model to those that may be chosen."""
+        if source not in self.choices:
+            self.choices.append(source)
+
+    def withdraw(self, source: str) -> None:
+        """Takes a model off them, as its folder goes."""
+        if source in self.choices and source != self.source:
+            self.choices.remove(source)
+
     def use(self, source: str) -> Iterator[str]:
         """Makes `source` the loaded model; yields lines that say what is going on. The model before is freed first.
 

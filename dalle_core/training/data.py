@@ -36,13 +36,13 @@ REPLACEMENTS = 16  # how many pictures further a damaged one's replacement is lo
 # ---------------------------------------------------------------- opening
 
 
-def add_data_arguments(parser: argparse.ArgumentParser) -> None:
-    """The arguments that `open_from` reads."""
+def add_data_arguments(parser: argparse.ArgumentParser, positional: bool = False) -> None:
+    """The arguments that `open_from` reads; the source has no dashes where it is `positional`."""
     group = parser.add_argument_group("training data")
     add = group.add_argument
-    add("--data", default=CORPUS, metavar="SOURCE",
+    add("data" if positional else "--data", default=CORPUS, metavar="DATA" if positional else "SOURCE",
         help="the emoji corpus, a folder with metadata.jsonl or metadata.csv, Parquet files, WebDataset tars, or OWNER/NAME of "
-             "the Hub (%(default)s)")  # fmt: skip
+             "the Hub" + " (%(default)s)" * (not positional))  # fmt: skip
     add("--captions", nargs="+", metavar="COLUMN", help="columns with captions, or lists of them (text)")
     add("--image", metavar="COLUMN", help="the column with the pictures, where there are several")
     add("--split", help="of a data set of the Hub (train)")

@@ -33,7 +33,7 @@ from transformers import PreTrainedTokenizerFast
 
 from dalle_core import image_tokenizer
 from dalle_core.bart_prior import BartPrior
-from dalle_core.catalogue import load, load_clip
+from dalle_core.catalogue import load, open_clip, open_image_tokenizer
 from dalle_core.errors import InputError
 from dalle_core.gpt_prior import GPTPrior
 from dalle_core.pipeline import DallePipeline
@@ -163,10 +163,10 @@ def open_pipeline(args: argparse.Namespace, loop: Loop) -> DallePipeline:
         pipe = load(args.init, device="cpu", dtype=torch.float32, clip=args.clip, tell=loop.print, packed=False)
     else:
         tokenizer = PreTrainedTokenizerFast.from_pretrained(args.text_tokenizer)
-        model = VQModel.from_pretrained(args.image_tokenizer).eval()
+        model = open_image_tokenizer(Path(args.image_tokenizer))
         size = args.image_size or model.config.sample_size * image_tokenizer.block_size(model)
         prior = new_prior(args, tokenizer, model, (size // image_tokenizer.downsampling(model)) ** 2)
-        clip = load_clip(Path(args.clip)) if args.clip not in (None, "none") else {}
+        clip = open_clip(args.clip) if args.clip not in (None, "none") else {}
         pipe = DallePipeline(model, tokenizer, prior, **clip, name=args.out.resolve().name)
     if not image_tokenizer.has_encoder(pipe.image_tokenizer):
         raise InputError(

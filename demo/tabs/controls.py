@@ -52,6 +52,25 @@ class Controls:
     def inputs(self) -> set:
         return {*self.restored, self.preview_every, self.model, self.save_recipe}
 
+    @property
+    def of_model(self) -> list:
+        """What differs from model to model."""
+        return [self.model, self.about, *self.sliders, self.preview_every, self.examples, self.loaded]
+
+    def fitted(self, studio: Studio) -> dict:
+        """`of_model` as the loaded model needs it."""
+        loaded, defaults = studio.holder.loaded, studio.holder.loaded.defaults
+        return {
+            self.model: gr.update(choices=labelled(studio.holder), value=studio.holder.source), self.about: facts(loaded),
+            self.num_candidates: gr.update(value=defaults["num_candidates"], maximum=loaded.limits.max_candidates),
+            self.temperature: defaults["temperature"],
+            self.top_k: gr.update(value=defaults["top_k"], maximum=loaded.limits.codebook_size),
+            self.top_p: defaults["top_p"], self.guidance_scale: defaults["guidance_scale"],
+            self.preview_every: gr.update(value=loaded.preview_every, maximum=loaded.limits.grid_size**2),
+            self.examples: gr.Dataset(samples=[[text] for text in loaded.examples]),
+            self.loaded: json.dumps([loaded.name, loaded.revision]),
+        }  # fmt: skip
+
     def requests(self, values: dict) -> list[DrawingRequest]:
         """What is asked for, a request for each line of the prompt. Raises InputError."""
         lines = [line.strip() for line in (values[self.prompt] or "")[:MAX_PROMPT].splitlines() if line.strip()] or [""]
@@ -140,25 +159,6 @@ def build(studio: Studio) -> Controls:
 
 def choose_model(studio: Studio, controls: Controls, demo: gr.Blocks, status: gr.HTML) -> gr.events.Dependency:
     """The picker loads a model; all pages that are opened later show it. Returns the event after which a page is fitted."""
-    fitted_ = [
-        controls.model, controls.about, *controls.sliders, controls.preview_every, controls.examples, controls.loaded
-    ]
-
-    def fitted() -> dict:
-        """The controls as the loaded model needs them."""
-        loaded, defaults = studio.holder.loaded, studio.holder.loaded.defaults
-        return {
-            controls.model: gr.update(choices=labelled(studio.holder), value=studio.holder.source),
-            controls.about: facts(studio.holder.loaded),
-            controls.num_candidates: gr.update(value=defaults["num_candidates"], maximum=loaded.limits.max_candidates),
-            controls.temperature: defaults["temperature"],
-            controls.top_k: gr.update(value=defaults["top_k"], maximum=loaded.limits.codebook_size),
-            controls.top_p: defaults["top_p"], controls.guidance_scale: defaults["guidance_scale"],
-            controls.preview_every: gr.update(value=loaded.preview_every, maximum=loaded.limits.grid_size**2),
-            controls.examples: gr.Dataset(samples=[[text] for text in loaded.examples]),
-            controls.loaded: json.dumps([loaded.name, loaded.revision]),
-        }  # fmt: skip
-
     def change(source):
         try:
             for line in studio.holder.use(source):
@@ -169,7 +169,7 @@ def choose_model(studio: Studio, controls: Controls, demo: gr.Blocks, status: gr
             log.exception("loading failed")
             gr.Warning("Loading failed. The server's log says why.", duration=15)
         trouble = studio.holder.trouble
-        yield {status: progress.line(trouble) if trouble else ""} | fitted()
+        yield {status: progress.line(trouble) if trouble else ""} | controls.fitted(studio)
 
     built_with = studio.holder.loaded
 
@@ -177,13 +177,13 @@ def choose_model(studio: Studio, controls: Controls, demo: gr.Blocks, status: gr
         """For a page that is opened after a change."""
         trouble = studio.holder.trouble
         shown = {status: progress.line(trouble)} if trouble else {status: gr.skip()}
-        return shown if studio.holder.loaded is built_with else shown | fitted()
+        return shown if studio.holder.loaded is built_with else shown | controls.fitted(studio)
 
     controls.model.select(
-        change, controls.model, [status, *fitted_], show_progress="minimal", show_progress_on=status,
+        change, controls.model, [status, *controls.of_model], show_progress="minimal", show_progress_on=status,
         trigger_mode="once", api_visibility="private",
     )  # fmt: skip
-    return demo.load(opened, None, [status, *fitted_], **QUIET)
+    return demo.load(opened, None, [status, *controls.of_model], **QUIET)
 
 
 def follow_links(studio: Studio, controls: Controls, opened: gr.events.Dependency) -> None:
