@@ -25,7 +25,7 @@ $(VENV)/.runtime: requirements.txt
 	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	@touch $@
 
-$(VENV)/.tests: $(VENV)/.runtime requirements-dev.txt requirements-train.txt
+$(VENV)/.tests: $(VENV)/.runtime requirements-dev.txt requirements-train.txt requirements-ray.txt
 	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
 	@touch $@
 

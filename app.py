@@ -39,6 +39,11 @@ def arguments() -> argparse.Namespace:
         help="CUDA: compile the prior's layers; the first pictures wait for it, the others come faster (no GPU has run it yet)",
     )  # fmt: skip
     parser.add_argument(
+        "--replicas", type=int, metavar="N",
+        help="draw in N processes, each with the model, by Ray Serve (requirements-ray.txt): on this machine, or on the "
+        "cluster that RAY_ADDRESS names; on GPUs each takes one (default: in this process)",
+    )  # fmt: skip
+    parser.add_argument(
         "--public", action=argparse.BooleanOptionalAction, default="SPACE_ID" in os.environ,
         help=f"for strangers: at most {PUBLIC_CANDIDATES} candidates at once, no change of model (default: on a Space only)",
     )  # fmt: skip
@@ -125,6 +130,10 @@ def main() -> None:
     args = arguments()
     if not 0 <= args.proxies <= 10:
         fail(f"--proxies {args.proxies}: how many proxies there are is a number from 0 to 10.")
+    if args.replicas is not None and args.replicas < 1:
+        fail(f"--replicas {args.replicas}: at least one process draws.")
+    if args.replicas and args.compile:
+        fail("--compile is for the page's own process: leave it or --replicas out.")
     check_address(args.host, args.port)
     choose_temporary_folder(args.port)
     bypass_proxy(args.host)
@@ -138,6 +147,7 @@ def main() -> None:
     import torch
 
     import dalle_core
+    from dalle_core.cluster import connect
     from dalle_core.lora import JOINT, name_of
 
     if args.compile and (not torch.cuda.is_available() or args.device == "cpu" or os.environ.get("SPACES_ZERO_GPU")):
@@ -148,8 +158,20 @@ def main() -> None:
     chosen = f"{args.model}{JOINT}{name_of(Path(args.lora))}" if args.lora else args.model
 
     def load(source, tell=None):
+        if args.replicas is None:
+            return load_here(source, tell)
+        connect()
+        from dalle_core.studio.replicas import open_replicas
+
+        return open_replicas(args.replicas, loading(source), lambda: load_here(source, tell))
+
+    def loading(source):
         model, lora = (args.model, args.lora) if source == chosen else (source, None)
-        pipe = dalle_core.load(model, args.device, dtype, args.clip if model == args.model else None, tell, lora=lora)
+        clip = args.clip if model == args.model else None
+        return {"source": model, "device": args.device, "dtype": dtype, "clip": clip, "lora": lora}
+
+    def load_here(source, tell):
+        pipe = dalle_core.load(**loading(source), tell=tell)
         if args.compile:
             pipe.prior.compile_repeated_blocks(dynamic=True)
         if args.public:
@@ -162,15 +184,16 @@ def main() -> None:
 
     try:
         with ThreadPoolExecutor(1) as loader:  # PyTorch's helpers of this thread end with it: see `dalle_core.engine.Engine`
-            loading = loader.submit(load, chosen)
+            opening = loader.submit(load, chosen)
             from demo import create_demo, launch_options, open_studio  # Gradio takes seconds too: meanwhile
 
-            pipe = loading.result()
+            pipe = opening.result()
         model = args.model if args.lora else None
         studio = open_studio(pipe, chosen, None if args.public else load, download, args.public, model)
     except (dalle_core.ModelError, dalle_core.InputError) as error:
         fail(str(error))
-    create_demo(studio, runs=Path("runs") if is_own(args, bool(user)) else None).launch(
+    runs = Path("runs") if is_own(args, bool(user)) else None
+    create_demo(studio, together=4 * (args.replicas or 1), runs=runs).launch(
         server_name=args.host,
         server_port=args.port,
         share=args.share,

@@ -10,6 +10,7 @@ from tqdm import tqdm
 
 from dalle_core.augment import augment, cut_prompts, read_prompts
 from dalle_core.catalogue import load
+from dalle_core.cluster import connect
 from dalle_core.convert import convert
 from dalle_core.errors import InputError, ModelError
 from dalle_core.pictures import enlarge, save_png
@@ -49,9 +50,13 @@ def sample_command(args: argparse.Namespace) -> None:
 
 def augment_command(args: argparse.Namespace) -> None:
     rows = read_prompts(args.prompts, args.count)
-    pipe = open_model(args)
-    steps = augment(pipe, rows, args.out, args.seed, args.threshold, args.best, **sampling(args))
-    if cut := cut_prompts(pipe, rows):
+    run = (rows, args.out, args.seed, args.threshold, args.best)
+    if args.workers is None:
+        pipe = open_model(args)
+        steps, cut = augment(pipe, *run, **sampling(args)), cut_prompts(pipe, rows)
+    else:
+        steps, cut = augment_with_workers(args, run)
+    if cut:
         tell(f"{cut} of {len(rows)} prompts are longer than this model reads: their ends play no part.")
     with closing(steps), tqdm(unit="picture", desc="augment") as bar:
         for progress in steps:
@@ -72,8 +77,23 @@ def push_command(args: argparse.Namespace) -> None:
     tell(push(args.folder, args.repo, args.private))
 
 
+def augment_with_workers(args: argparse.Namespace, run: tuple) -> tuple:
+    if args.workers < 1:
+        raise InputError(f"--workers {args.workers}: at least one process draws.")
+    connect()  # first: its sentence when Ray is not installed
+    from dalle_core import workers
+
+    return workers.augment(loading(args), args.workers, *run, sampling(args))
+
+
 def open_model(args: argparse.Namespace) -> DallePipeline:
-    return load(args.model, args.device, args.dtype and getattr(torch, args.dtype), args.clip, lora=args.lora)
+    return load(**loading(args))
+
+
+def loading(args: argparse.Namespace) -> dict:
+    """The arguments of `catalogue.load` that `add_model` adds."""
+    dtype = args.dtype and getattr(torch, args.dtype)
+    return {"source": args.model, "device": args.device, "dtype": dtype, "clip": args.clip, "lora": args.lora}
 
 
 def sampling(args: argparse.Namespace) -> dict:
@@ -134,6 +154,11 @@ def parser(arguments: list[str] | None = None) -> argparse.ArgumentParser:
     command.add_argument("--threshold", type=float, help="keep pictures with at least this CLIP score (default: all)")
     command.add_argument("--best", type=int, help="keep at most so many of each prompt, the best by CLIP (default: all)")
     command.add_argument("--seed", type=int, default=0, help="(default: %(default)s)")
+    command.add_argument(
+        "--workers", type=int, metavar="N",
+        help="draw in N processes, each with the model, by Ray (requirements-ray.txt): on this machine, or on the cluster that "
+        "RAY_ADDRESS names; on GPUs each takes one (default: in this process)",
+    )  # fmt: skip
     add_model(command)
 
     command = commands.add_parser(

@@ -6,16 +6,13 @@ far the run has come. It goes on after a kill at any moment: pictures are drawn 
 every file is written whole or not at all, in the order picture, line of metadata, count of finished blocks.
 """
 
-import csv
 import errno
 import hashlib
-import io
 import json
 import os
-import re
 import secrets
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
 from itertools import islice
@@ -27,27 +24,15 @@ from filelock import FileLock, Timeout
 from dalle_core.errors import InputError
 from dalle_core.int8 import is_quantized
 from dalle_core.pictures import png
-from dalle_core.pipeline import DallePipeline, Generation
+from dalle_core.pipeline import DallePipeline
+from dalle_core.prompts import Row, checked, one_line, read_prompts, rows_of  # noqa: F401  what others take from here
 from dalle_core.recipe import drawn
-from dalle_core.request import MAX_PROMPT
 
-MAX_COUNT = 1_000_000  # pictures of one prompt
-MAX_ROWS = 1_000_000
-MAX_BYTES = 200_000_000  # of a file of prompts
 BLOCK = 16  # pictures drawn together: what a stop can lose; with `best`, all of a prompt
 MOST_BEST = 64  # pictures of a prompt, when only the best are kept
 SEEDS_A_ROW = 2**20
 LATER = ("revision", "dtype", "clip")  # settings that a state file of before may lack
 STATE = ".augment.json"
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]+")
-
-
-@dataclass(frozen=True)
-class Row:
-    """A prompt, and how many pictures are drawn of it."""
-
-    prompt: str
-    count: int
 
 
 @dataclass(frozen=True)
@@ -70,133 +55,23 @@ class Progress:
     new: list[Kept] = field(default_factory=list)  # since the progress before
 
 
-# ---------------------------------------------------------------- prompts
+@dataclass(frozen=True)
+class Plan:
+    """A run that is checked: plain data, from which any process that has the model draws the same."""
+
+    rows: list[Row]
+    sampling: dict  # arguments of `DallePipeline.stream`
+    settings: dict  # all that decides the pictures, as it is compared when a run goes on
+    card: str  # the data set's README.md
 
 
-def rows_of(prompts: list[str], count: int) -> list[Row]:
-    """Prompts, each with its number of pictures; blank ones are left out. Raises InputError as `read_prompts`."""
-    lines = enumerate(prompts, 1)
-    return [_row(prompt, count, f"Line {number}") for number, prompt in lines if prompt.strip()]
+@dataclass(frozen=True)
+class Finished:
+    """A picture that is kept, as it is written."""
 
-
-def read_prompts(path: str | Path, count: int) -> list[Row]:
-    """The prompts in a file: a .csv with a column `prompt` and perhaps `count`, anything else one prompt a line.
-
-    count: pictures of a prompt where the file says nothing. Cells are text and nothing else: what a spreadsheet would take
-    for a formula is drawn as the words it is made of. Raises InputError, with the line, for what is not as described.
-    """
-    path = Path(path)
-    text, name = _read_text(path), path.name[:60]
-    if path.suffix.lower() == ".csv":
-        rows = _csv_rows(text, count, name)
-    else:
-        lines = enumerate(text.splitlines(), 1)
-        rows = (_row(line, count, f"{name}, line {number}") for number, line in lines if line.strip())
-    found = []
-    for row in rows:
-        if len(found) == MAX_ROWS:
-            raise InputError(f"{name} has more than {MAX_ROWS:,} prompts: use a part of it.")
-        found.append(row)
-    return found
-
-
-def _read_text(path: Path) -> str:
-    """UTF-8, or UTF-16 with its mark. Other encodings are not guessed: a wrong guess would be wrong captions."""
-    name = path.name[:60]
-    try:
-        if path.stat().st_size > MAX_BYTES:
-            raise InputError(f"{name} is larger than {MAX_BYTES // 10**6} MB: use a part of it.")
-        content = path.read_bytes()
-    except OSError as error:
-        raise InputError(f"{name} cannot be read: {error.strerror}.") from None
-    encoding = "utf-16" if content[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
-    try:
-        text = content.decode(encoding)
-    except UnicodeDecodeError as error:
-        line = content[: error.start].count(b"\n") + 1
-        raise InputError(f"{name} is not UTF-8 text (line {line}): save it as “CSV UTF-8” or as UTF-8 text.") from None
-    if "\x00" in text:
-        line = text[: text.index("\x00")].count("\n") + 1
-        raise InputError(f"{name} is not text: line {line} holds a zero byte. Save it as UTF-8 text.")
-    return text
-
-
-def _csv_rows(text: str, count: int, name: str) -> Iterator[Row]:
-    first = re.match(r"[\r\n]*([^\r\n]*)", text)
-    if said := re.fullmatch(r'"?sep=([^\s"]|\t)"?', first[1], re.IGNORECASE):  # spreadsheets', of the lines that follow
-        separator, text = said[1], text[: first.start(1)] + text[first.end(1) :]
-    else:
-        separator = max(",;\t", key=first[1][:10_000].count)  # spreadsheets write what their language has
-    lines = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
-    header, before = None, 0  # before: lines that are read
-    try:
-        for cells in lines:
-            before = lines.line_num
-            if not any(cell.strip() for cell in cells):
-                continue
-            where = f"{name}, line {before}"
-            if header is None:
-                header = _header(cells, name)
-                continue
-            if any(cell.strip() for cell in cells[len(header) :]):
-                raise InputError(
-                    f"{where} has {len(cells)} cells, the header {len(header)}: put a prompt that holds a “{separator}” in "
-                    "quotation marks."
-                )
-            row = dict(zip(header, cells))
-            yield _row(row.get("prompt", ""), row.get("count", "").strip() or count, where)
-    except csv.Error as error:
-        line = _open_quote(text, before, lines.line_num, str(error))
-        reason = error if line is None else "a quotation mark is opened there and not closed"
-        raise InputError(f"{name}, line {line or lines.line_num} cannot be read as CSV: {reason}.") from None
-    if header is None:
-        raise InputError(f"{name} is empty: it needs a column “prompt”.")
-
-
-def _open_quote(text: str, before: int, last: int, error: str) -> int | None:
-    """The line of the quotation mark in which the row that ends with line `last`, and begins after line `before`, is still
-    open; None when it is not the mark of an earlier line."""
-    ended = "unexpected end" in error  # else the last line closes it, at its own first mark
-    lines, opened = io.StringIO(text, newline="").readlines(), None
-    for number in range(before, last if ended else last - 1):
-        for _ in range(lines[number].replace('""', "").count('"')):
-            opened = number + 1 if opened is None else None
-    return opened
-
-
-def _header(cells: list[str], name: str) -> list[str]:
-    header = [cell.strip().lower() for cell in cells]
-    for column in ("prompt", "count"):
-        if header.count(column) > 1:
-            raise InputError(f"{name} has {header.count(column)} columns “{column}”: leave one.")
-    if "prompt" not in header:
-        columns = ", ".join(cell[:20] for cell in header[:6])
-        raise InputError(f"{name} has no column “prompt”; its first line says: {columns}.")
-    return header
-
-
-def _row(prompt: str, count, where: str) -> Row:
-    """Checked. Raises InputError."""
-    if len(prompt) > MAX_PROMPT:
-        raise InputError(f"{where}: the prompt has {len(prompt):,} characters; {MAX_PROMPT:,} are the most.")
-    prompt = _one_line(prompt)
-    if not prompt:
-        raise InputError(f"{where} has no prompt.")
-    try:
-        whole = int(count)
-    except (TypeError, ValueError, OverflowError):
-        whole = 0
-    if not 1 <= whole <= MAX_COUNT:
-        raise InputError(f"{where}: the count is {str(count)[:40]!r}; it must be a whole number from 1 to {MAX_COUNT:,}.")
-    return Row(prompt, whole)
-
-
-def _one_line(text: str) -> str:
-    """Every run of white space and control characters becomes one space: a caption is one line in any reader."""
-    return " ".join(_CONTROL.sub(" ", text.encode("utf-8", "ignore").decode()).split())
-
-
-# ---------------------------------------------------------------- drawing
+    file_name: str
+    png: bytes
+    line: dict  # of the metadata, but for the file's name
 
 
 def augment(
@@ -221,13 +96,26 @@ def augment(
     Raises InputError, before anything is drawn, for prompts and settings that the model cannot take and for a folder that
     holds something else or another run's data; and whenever the disk is full or the folder cannot be written.
     """
-    rows = [_row(row.prompt, row.count, f"Prompt {number}") for number, row in enumerate(rows, 1)]
     sampling = {
-        "negative_prompt": _one_line(negative_prompt), "temperature": temperature, "top_k": top_k, "top_p": top_p,
+        "negative_prompt": negative_prompt, "temperature": temperature, "top_k": top_k, "top_p": top_p,
         "guidance_scale": guidance_scale,
     }  # fmt: skip
+    run = plan(pipe, rows, seed, threshold, best, sampling)
+
+    def draw(blocks):
+        for block in blocks:
+            yield from draw_block(pipe, run, run.rows[block[0]].prompt, block)
+
+    return write(run, Path(out), draw)
+
+
+def plan(pipe: DallePipeline, rows: list[Row], seed: int, threshold: float | None, best: int | None, sampling: dict) -> Plan:
+    """What `augment` draws with these arguments, `sampling` being those of `DallePipeline.stream`. Raises InputError as it
+    does before anything is drawn."""
+    rows = [checked(row.prompt, row.count, f"Prompt {number}") for number, row in enumerate(rows, 1)]
+    sampling = sampling | {"negative_prompt": one_line(sampling["negative_prompt"])}
     settings = _check(pipe, rows, seed, threshold, best, sampling)
-    return _augment(pipe, rows, Path(out), settings, sampling)
+    return Plan(rows, sampling, settings, card(pipe, rows, settings))
 
 
 def cut_prompts(pipe: DallePipeline, rows: list[Row]) -> int:
@@ -294,28 +182,51 @@ def _blocks(rows: list[Row], settings: dict) -> Iterator[tuple[int, int, int, in
             yield number, first, min(size, row.count - first), (base + number * SEEDS_A_ROW + block) % 2**63
 
 
-def _augment(pipe, rows, out, settings, sampling) -> Iterator[Progress]:
-    total = sum(row.count for row in rows)
+def draw_block(
+    pipe: DallePipeline, run: Plan, prompt: str, block: tuple[int, int, int, int]
+) -> Iterator[float | list[Finished]]:
+    """Draws a block: yields how much of it is done (in pictures) after every token, and last its pictures that are kept, best
+    first. block: as of `_blocks`."""
+    row, first, count, seed = block
+    with closing(pipe.stream(prompt, seed=seed, num_candidates=count, **run.sampling)) as steps:
+        for step in steps:
+            if step.generation is None:
+                yield count * step.index / step.total
+    threshold, kept = run.settings["threshold"], []
+    found = zip(step.generation.candidates, drawn(step.generation, pipe.name, pipe.revision))  # best first
+    for candidate, one in list(found)[: run.settings["best"]]:
+        if threshold is not None and candidate.score < threshold:
+            continue
+        facts = one.to_json()
+        picture = png(candidate.image, facts)
+        del facts["tokens"], facts["varied"]  # in the picture
+        kept.append(Finished(f"{row:06}_{first + candidate.index:04}.png", picture, {"text": facts.pop("prompt")} | facts))
+    yield kept
+
+
+def write(run: Plan, out: Path, draw: Callable[[Iterator], Iterator[float | list[Finished]]]) -> Iterator[Progress]:
+    """Writes a run into the folder `out`, or goes on with the one that is there. draw(blocks): yields what `draw_block`
+    yields of each block (in part or only the last), in their order."""
+    total = sum(row.count for row in run.rows)
     try:
         _claim(out)
         with FileLock(out / ".augment.lock", timeout=0, thread_local=False):  # a generator may change threads
-            finished = _restore(out, settings)
+            number = _restore(out, run.settings)  # of finished blocks
             if not (out / "README.md").exists():
-                _write(out / "README.md", card(pipe, rows, settings).encode())
+                _write(out / "README.md", run.card.encode())
             listed = _listed(out)
-            blocks = enumerate(_blocks(rows, settings), 1)
-            drawn = sum(count for _, (_, _, count, _) in islice(blocks, finished))
+            counts = (count for _, _, count, _ in _blocks(run.rows, run.settings))
+            drawn = sum(islice(counts, number))
             yield Progress(drawn, len(listed), total)
-            for number, (row, first, count, seed) in blocks:
-                with closing(pipe.stream(rows[row].prompt, seed=seed, num_candidates=count, **sampling)) as steps:
-                    for step in steps:
-                        if step.generation is None:
-                            yield Progress(drawn, len(listed), total, count * step.index / step.total)
-                names = {i: f"{row:06}_{first + i:04}.png" for i in range(count)}
-                new = _save(out, step.generation, names, listed, pipe, settings)
-                _write(out / STATE, json.dumps({"settings": settings, "blocks": number}).encode())
-                drawn += count
-                yield Progress(drawn, len(listed), total, new=new)
+            with closing(draw(islice(_blocks(run.rows, run.settings), number, None))) as steps:
+                for step in steps:
+                    if isinstance(step, float):
+                        yield Progress(drawn, len(listed), total, step)
+                        continue
+                    new = _save(out, step, listed)
+                    number, drawn = number + 1, drawn + next(counts)
+                    _write(out / STATE, json.dumps({"settings": run.settings, "blocks": number}).encode())
+                    yield Progress(drawn, len(listed), total, new=new)
     except Timeout:
         raise InputError(f"Another run is writing to {out}: wait for its end, or name another folder.") from None
     except OSError as error:
@@ -373,23 +284,15 @@ def _listed(out: Path) -> set[str]:
         raise InputError(f"{path} is damaged: name a new folder.") from None
 
 
-def _save(out: Path, generation: Generation, names: dict, listed: set, pipe: DallePipeline, settings: dict) -> list[Kept]:
-    """Writes the block's pictures that are kept, then their lines; `listed` grows by their names."""
-    threshold, best = settings["threshold"], settings["best"]
-    lines, kept = [], []
-    found = zip(generation.candidates, drawn(generation, pipe.name, pipe.revision))  # best first
-    for candidate, one in list(found)[:best]:
-        name = names[candidate.index]
-        if (threshold is not None and candidate.score < threshold) or name in listed:
-            continue
-        facts = one.to_json()
-        _write(out / name, png(candidate.image, facts))
-        del facts["tokens"], facts["varied"]  # in the picture
-        lines.append({"file_name": name, "text": facts.pop("prompt")} | facts)
-        kept.append(Kept(out / name, generation.prompt, candidate.score))
-    _append(out / "metadata.jsonl", "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines).encode())
-    listed |= {line["file_name"] for line in lines}
-    return kept
+def _save(out: Path, finished: list[Finished], listed: set) -> list[Kept]:
+    """Writes a block's pictures, then their lines; `listed` grows by their names. What is listed already stays."""
+    finished = [one for one in finished if one.file_name not in listed]
+    for one in finished:
+        _write(out / one.file_name, one.png)
+    lines = [json.dumps({"file_name": one.file_name} | one.line, ensure_ascii=False) + "\n" for one in finished]
+    _append(out / "metadata.jsonl", "".join(lines).encode())
+    listed |= {one.file_name for one in finished}
+    return [Kept(out / one.file_name, one.line["text"], one.line["score"]) for one in finished]
 
 
 def _write(path: Path, content: bytes) -> None:
