@@ -39,6 +39,8 @@ def sample_command(args: argparse.Namespace) -> None:
             bar.total = step.total
             bar.update(step.index - bar.n)
     generation = step.generation
+    for word, nearest in pipe.unknown_words(args.prompt):
+        tell(f"This model does not know “{word}”" + (f"; nearest: {', '.join(nearest)}." if nearest else "."))
     if generation.dropped_prompt:
         tell(f"The prompt is longer than this model reads; it stops before: {generation.dropped_prompt[:120]}")
     found = zip(generation.candidates, drawn(generation, pipe.name, pipe.revision))

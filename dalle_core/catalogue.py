@@ -309,7 +309,7 @@ def _load_folder(
         raise ModelError(f"{folder}: the text tokenizer cannot be read ({error}).") from None
     if class_of("clip"):
         parts |= _clip_readers(folder / "clip_processor", folder / "clip_tokenizer" if class_of("clip_tokenizer") else None)
-    settings = {key: index[key] for key in ("name", "defaults", "examples", "text_normalizer", "licence", "labels") if key in index}
+    settings = {key: index[key] for key in ("name", "defaults", "examples", "text_normalizer", "licence", "labels", "vocabulary") if key in index}
     try:
         pipe = DallePipeline(**parts, **settings)
         pipe.check_config()

@@ -23,6 +23,7 @@ from dalle_core.request import DrawingRequest, Limits, number, token_grid
 from dalle_core.sampling import candidate_uniforms
 from dalle_core.text_normalizer import NORMALIZERS
 from dalle_core.text_tokenizer import encode_prompts, fit_prompt
+from dalle_core.vocabulary import Vocabulary, unknown_words
 
 LABELS = 32  # that CLIP reads at a time
 NOT_DRAWN = 0.86  # light grey in [-1, 1]: cells of a preview whose token is not drawn yet
@@ -95,9 +96,11 @@ class DallePipeline(DiffusionPipeline):
         text_normalizer: str | None = None,
         licence: str = "unknown",
         labels: list[str] | None = None,
+        vocabulary: dict | None = None,
     ):
         """clip None: nothing is ranked. clip_tokenizer None: CLIP reads the prior's ids. text_normalizer: a key of
-        `text_normalizer.NORMALIZERS`. labels: what the model knows by name, to recognise pictures with."""
+        `text_normalizer.NORMALIZERS`. labels: what the model knows by name, to recognise pictures with. vocabulary: all
+        words that it knows, for `unknown_words`, as `Vocabulary.of` reads them."""
         super().__init__()
         self.register_modules(
             image_tokenizer=image_tokenizer, text_tokenizer=text_tokenizer, prior=prior, clip=clip,
@@ -106,8 +109,9 @@ class DallePipeline(DiffusionPipeline):
         sampling = {"num_candidates": 16} | asdict(SamplingSettings()) | dict(defaults or {})
         self.register_to_config(
             name=name, defaults=sampling, examples=list(examples or []), text_normalizer=text_normalizer,
-            licence=licence, labels=list(labels or []),
+            licence=licence, labels=list(labels or []), vocabulary=vocabulary,
         )  # fmt: skip
+        self._vocabulary = Vocabulary.of(vocabulary)
         self.engine = Engine(prior)
         self._memory = memory.Shares()
         self.chunk_size: int | None = None  # candidates sampled at a time; None: what fits, up to 64
@@ -178,6 +182,11 @@ class DallePipeline(DiffusionPipeline):
     def fit_prompt(self, prompt: str) -> tuple[str, str]:
         """(what the model reads of a prompt, what does not fit its text length)."""
         return fit_prompt(self.text_tokenizer, prompt, self.prior.config.text_length, self.config.text_normalizer)
+
+    def unknown_words(self, prompt: str) -> list[tuple[str, list[str]]]:
+        """The words of a prompt that the model does not know, each with the nearest that it does, see `vocabulary`; none where
+        the model does not name its vocabulary."""
+        return unknown_words(self.fit_prompt(prompt)[0], self._vocabulary) if self._vocabulary else []
 
     def encode(self, image: Image.Image) -> torch.Tensor:
         """A picture -> its tokens [grid, grid], by the image tokenizer; cropped to a centred square and resized.

@@ -65,6 +65,7 @@ class Drawing(TypedDict):
     candidates: list[Candidate]  # when done: best first
     settings: Settings | None  # when done: what it was drawn with
     unread: dict[str, str]  # "prompt" or "negative prompt" -> its end, where the model reads less than was given
+    unknown: dict[str, list[str]]  # words of the prompt that the model does not know -> the nearest ones that it does
 
 
 class Reconstruction(TypedDict):
@@ -317,11 +318,12 @@ class Endpoints:
         })  # fmt: skip
 
     def _drawing(self, request: gr.Request, asked: DrawingRequest, preview_every: int) -> Iterator[Drawing]:
-        unread = {}
+        unread, unknown = {}, {}
         with closing(self.studio.draw(visitor(request), asked, preview_every=preview_every)) as updates:
             for update in updates:
                 unread |= {which: rest for which, _, rest in update.cut}
-                yield shown(request, drawing(request, update) | {"unread": unread})
+                unknown |= dict(update.unknown)
+                yield shown(request, drawing(request, update) | {"unread": unread, "unknown": unknown})
 
     def _file(self, request: gr.Request, picture: FileData) -> str:
         """The path of a picture: as it came, for the studio to judge; of one of ours; of what a data: URL holds; or of what is
@@ -373,7 +375,7 @@ async def _as_it_is(path: str) -> str:
 
 
 def drawing(request: gr.Request, update: Update) -> dict:
-    """What a `Drawing` has of an update; the rest is `unread`."""
+    """What a `Drawing` has of an update; the rest is `unread` and `unknown`."""
     found = {
         "status": "drawing", "index": update.index, "total": update.total, "seconds_left": None,
         "previews": [data_uri(image) for image in update.previews or ()], "candidates": [], "settings": None,

@@ -83,6 +83,7 @@ CSS = """
    its component, and does not hide "hidden" rows and columns. */
 .unused { display: none !important; }
 .notice s { opacity: .65; }
+.notice.quiet { border-color: var(--border-color-primary); }
 :is(#gallery, #completions) { background: transparent; }
 :is(#gallery, #completions) .grid-wrap { max-height: none; }
 :is(#gallery, #completions) .thumbnail-item { border-radius: 14px; border: 1px solid var(--border-color-primary); background: #fff;

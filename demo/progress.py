@@ -51,3 +51,17 @@ def cut(update: Update) -> str:
             f'“…{html.escape(used[-40:])}” <s translate="no">{html.escape(tail)}</s></div>'
         )
     return "".join(notices)
+
+
+def unknown(update: Update) -> str:
+    """Which words of the prompt the model does not know, and the nearest that it does."""
+    if not update.unknown:
+        return ""
+    words = "; ".join(f"{word} → {', '.join(nearest)}" if nearest else word for word, nearest in update.unknown)
+    said = "Words that this model does not know, and the nearest that it does:"
+    return f'<div class="notice quiet">{said} <span translate="no">{html.escape(words)}</span></div>'
+
+
+def notices(update: Update) -> str:
+    """What is to be said of the prompts."""
+    return cut(update) + unknown(update)

@@ -23,6 +23,7 @@ from dalle_core.pipeline import Step
 from dalle_core.request import MAX_PROMPT, DrawingRequest
 from dalle_core.studio import fetch
 from dalle_core.studio.budgets import Budget, Budgets
+from dalle_core.vocabulary import Vocabulary
 from demo import create_demo, launch_options, open_studio
 
 README = Path(__file__).parent.parent / "README.md"
@@ -156,6 +157,14 @@ def test_a_seed_is_a_number_or_digits(page, client):
 def test_what_the_model_does_not_read_is_said(client):
     found = client.predict("a fox and a banana on a purple background", num_candidates=1, api_name="/generate")
     assert found["unread"]["prompt"].endswith("background")
+
+
+def test_words_that_the_model_does_not_know_are_named(client, tiny_pipeline, monkeypatch):
+    assert client.predict("a zebra", num_candidates=1, api_name="/generate")["unknown"] == {}  # it names no vocabulary
+    known = Vocabulary.of({"words": "fox red", "near": {"vixen": "fox"}})
+    monkeypatch.setattr(tiny_pipeline, "_vocabulary", known)
+    found = client.predict("a vixen", num_candidates=1, api_name="/generate")
+    assert found["unknown"] == {"vixen": ["fox"]} and found["status"] == "done"
 
 
 def test_people_who_draw_at_once_each_get_their_own(client, tiny_pipeline):

@@ -46,6 +46,9 @@ def test_time_left_and_notices():
     assert progress.cut(Update()) == ""
     notice = progress.cut(Update(cut=(("prompt", "<script>", "<b>rest</b>"),)))
     assert "&lt;script&gt;" in notice and "<b>" not in notice
+    assert progress.notices(Update()) == ""
+    notice = progress.notices(Update(unknown=(("<kitten>", ["cat", "cat face"]), ("xyz", []))))
+    assert "&lt;kitten&gt; → cat, cat face; xyz</span>" in notice and notice.count("<div") == 1
     assert progress.stopped(line) == progress.STOPPED and progress.stopped("4 candidates") != progress.STOPPED
 
 

@@ -48,13 +48,13 @@ def imported(path: Path) -> set[str]:
 def test_imports_point_one_way():
     """app -> demo -> pipeline -> {engine, sampling, rerank} -> priors -> libraries."""
     allowed = {
-        "decoder": {"winograd"}, "errors": set(), "request": {"errors"}, "recipe": {"errors", "lora", "request"}, "lora": {"checkpoints", "errors"}, "rows": set(), "sampling": set(), "text_normalizer": set(), "winograd": set(),
+        "decoder": {"winograd"}, "errors": set(), "request": {"errors"}, "recipe": {"errors", "lora", "request"}, "lora": {"checkpoints", "errors"}, "rows": set(), "vocabulary": {"errors"}, "sampling": set(), "text_normalizer": set(), "winograd": set(),
         "gpt_prior": {"rows"}, "bart_prior": {"rows"}, "image_tokenizer": {"errors"},
         "text_tokenizer": {"errors", "text_normalizer"}, "rerank": {"text_tokenizer"}, "engine": {"memory", "sampling"},
         "memory": {"errors"}, "prompts": {"errors", "request"}, "int8": {"errors", "memory", "rows"}, "packed": {"errors", "memory", "rows"},
         "pipeline": {
             "bart_prior", "engine", "errors", "gpt_prior", "image_tokenizer", "int8", "memory", "request", "rerank", "sampling",
-            "text_normalizer", "text_tokenizer",
+            "text_normalizer", "text_tokenizer", "vocabulary",
         },
         "downloads": {"errors", "memory"},
         "catalogue": {"bart_prior", "checkpoints", "decoder", "downloads", "errors", "gpt_prior", "image_tokenizer", "int8", "lora", "memory", "packed", "pipeline", "text_tokenizer"},

@@ -115,8 +115,9 @@ def test_what_handlers_show_is_translated(tiny_pipeline, monkeypatch):
     drawn, none = dataset.Progress(2, 1, 4), Axis("", [None])
     grid, half = Grid(none, none, {}), Grid(none, none, {(0, 0): picture(0.5), (0, 1): picture(0.5)})
     cut = Update(cut=(("prompt", "a fox", "and more"), ("negative prompt", "a fox", "and more")))
+    unknown = progress.unknown(Update(unknown=(("kitten", ["cat", "cat face"]), ("xyz", []))))
     shown = [
-        progress.of(Update("", 5, 16, 2.0)), progress.of(Update(pictures=[picture(0.5)], seed=7, elapsed=1.5)),
+        unknown, progress.of(Update("", 5, 16, 2.0)), progress.of(Update(pictures=[picture(0.5)], seed=7, elapsed=1.5)),
         progress.of(Update(pictures=[picture(None)], seed=7)), progress.STARTING, progress.STOPPED, progress.cut(cut),
         grid_of_create.EMPTY, chosen.facts(picture(0.5), [picture(0.5), picture(0.25)]), pictures.label(picture(0.5, True)),
         pictures.label(picture(None, True)), *(models.facts(one) for one in loaded), *labels,
@@ -152,7 +153,7 @@ def constants(path: Path):
             yield node.value.value
 
 
-CORE = ("pipeline", "request", "recipe", "augment", "compare", "catalogue", "memory", "downloads", "text_tokenizer", "image_tokenizer")
+CORE = ("pipeline", "vocabulary", "request", "recipe", "augment", "compare", "catalogue", "memory", "downloads", "text_tokenizer", "image_tokenizer")
 
 
 @pytest.mark.parametrize(

@@ -23,8 +23,9 @@ from dalle_core.training.captions import place
 from dalle_core.training.data import (
     add_data_arguments, as_pixels, batches, first_captions, first_pictures, in_order, open_dataset, open_from,
 )  # fmt: skip
-from dalle_core.training.pictures import PictureStream
+from dalle_core.training.emoji_words import caption
 from dalle_core.training.loop import learning_rate
+from dalle_core.training.pictures import PictureStream
 
 
 @pytest.fixture(autouse=True)
@@ -64,16 +65,20 @@ def test_corpus_pictures_depend_on_seed_and_number_alone(corpus_folder):
 
 def test_training_never_sees_what_is_held_out(corpus_folder):
     corpus = emoji.EmojiCorpus(corpus_folder)
+    contrast = corpus.contrast(32)
     kept_out = set(corpus.kept_out)
     assert 2 <= len(kept_out) <= 30  # about 5 % of 200
     pairs = 0
-    for i in range(3000):
-        _, numbers, _ = corpus._parts(i)
-        assert not kept_out & set(numbers)
-        if len(numbers) == 2:
-            pairs += 1
-            assert not emoji.held_out_pairing(*(corpus.icons[n]["concept"] for n in numbers))
-    assert pairs > 500
+    for i in range(1500):
+        for one in (corpus, contrast):
+            _, numbers, _ = one._parts(i)
+            assert not kept_out & set(numbers)
+            if len(numbers) == 2:
+                pairs += 1
+                assert not emoji.held_out_pairing(*one.shown(i))
+    assert pairs > 700
+    for _, text, shown in corpus.evaluated("trained", 9):
+        assert shown[0] in {corpus.icons[n]["concept"] for n in set(range(200)) - kept_out} and " in " in text
     assert len(corpus.held_out("style", 5)) == min(5, len(kept_out))
     for _, text in corpus.held_out("pairing", 5):
         assert " and " in text and "background" in text and "style" in text
@@ -89,12 +94,12 @@ def test_held_out_rules_are_fixed_and_of_the_promised_size():
     assert emoji.held_out_pairing("A", "B") == emoji.held_out_pairing("B", "A")
 
 
-def test_captions():
-    assert emoji.caption("single", ["apple"], False, "twemoji", None) == "an apple in twemoji style"
-    assert emoji.caption("pair", ["fox", "banana"], False, None, "purple") == "a fox and a banana on a purple background"
-    assert emoji.caption("pair", ["狐狸", "香蕉"], True, "noto", "purple") == "noto风格的紫色背景上的狐狸和香蕉"
-    assert emoji.caption("two", ["fox"], False, None, None) == "two foxes"
-    assert emoji.plural("cherry") == "cherries" and emoji.plural("day") == "days"
+def test_plainest_captions():
+    assert caption("single", ["apple"], False, "twemoji", None) == "an apple in twemoji style"
+    assert caption("pair", ["fox", "banana"], False, None, "purple") == "a fox and a banana on a purple background"
+    assert caption("pair", ["狐狸", "香蕉"], True, "noto", "purple") == "noto风格的紫色背景上的狐狸和香蕉"
+    assert caption("two", ["fox"], False, None, None) == "two foxes"
+    assert caption("two and one", ["cat", "pizza"], False, None, None) == "two cats and a pizza"
 
 
 def test_a_thing_has_the_same_pixels_in_each_place_in_whole_cells(corpus_folder):
@@ -104,6 +109,35 @@ def test_a_thing_has_the_same_pixels_in_each_place_in_whole_cells(corpus_folder)
         assert picture.shape == (size, size, 3) and size // 2 % cell == 0
         assert np.array_equal(picture[:, : size // 2], picture[:, size // 2 :])
     assert open_dataset(str(corpus_folder), 192).picture(0).size == (192, 192)
+
+
+def test_two_and_one_stands_where_its_caption_says(corpus_folder):
+    corpus = emoji.EmojiCorpus(corpus_folder, image_size=192)
+    a, b = corpus.by_style["noto"][:2]
+    picture = np.array(corpus._draw("two and one", [a, b], "white")).astype(int)
+    centres = [tuple(picture[y, x]) for x, y in ((48, 48), (144, 48), (96, 144))]
+    assert centres == [tuple(corpus.sprites[n][64, 64, :3]) for n in (a, a, b)]
+    three = np.array(corpus._draw("three", [a], "white"))
+    assert all(tuple(three[96, x]) == centres[0] for x in (36, 96, 156))
+    assert np.array_equal(three[:, 7:65], three[:, 67:125]) and np.array_equal(three[:, 7:65], three[:, 127:185])
+
+
+def test_blocks_stand_for_what_is_taken_for_each_other(corpus_folder):
+    corpus, block = emoji.EmojiCorpus(corpus_folder), 32
+    contrast = corpus.contrast(block)
+    for start in (0, 5 * block):
+        first = [contrast.shown(start + k)[0] for k in range(block)]
+        assert len(set(first[:16])) == 16  # of one group, each once
+        pairs = [contrast.shown(start + k) for k in range(16, 20)]
+        assert len({a for a, _ in pairs}) == 1 and all(contrast._parts(start + k)[0] == "pair" for k in range(16, 20))
+        styles = [corpus.icons[contrast._parts(start + k)[1][0]] for k in range(20, 22)]
+        assert styles[0]["concept"] == styles[1]["concept"] == pairs[0][0] and styles[0]["style"] != styles[1]["style"]
+        for k, icon in zip(range(20, 22), styles):
+            assert all(icon["style"] in contrast.caption(start + k, variant) for variant in range(5))
+    pairs = [start + k for start in range(0, 40 * block, block) for k in range(16, 18)]
+    straight = [np.array(contrast._draw(*contrast._parts(i))) for i in pairs]
+    same = np.mean([np.array_equal(np.array(contrast.picture(i)), picture) for i, picture in zip(pairs, straight)])
+    assert 0.3 < same < 0.7  # the others have their sides swapped
 
 
 def test_batches_resume_in_the_same_order(corpus_folder):

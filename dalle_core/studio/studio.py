@@ -51,6 +51,7 @@ class Update:
     elapsed: float = 0.0  # seconds
     seed: int | None = None  # on the first update after the prompt was read, and on the last
     cut: tuple = ()  # (which prompt, what the model reads, what it does not), where something was cut
+    unknown: tuple = ()  # (a word of the prompt that the model does not know, the nearest ones that it does), on both
     previews: list[Image.Image] | None = None
     pictures: list[Picture] | None = None  # on the last one, best first
 
@@ -106,13 +107,13 @@ class Studio:
                 request = request.checked(pipe.limits, pipe.defaults)
                 preview_every = number("preview_every", preview_every, pipe.limits)
                 seed = secrets.randbelow(2**32) if request.seed is None else request.seed
-                cut = cuts(pipe, request)
+                cut, unknown = cuts(pipe, request), tuple(pipe.unknown_words(request.prompt))
                 previews = pipe.grid_size**2 // preview_every if preview_every else 0
                 self.budgets.spend(visitor, candidates=request.num_candidates, previews=previews * request.num_candidates)
                 with self.budgets.running(visitor) as clock:
                     steps = self._compute("stream", **arguments(request, seed), preview_every=preview_every)
                     with closing(steps):
-                        yield Update(seed=seed, cut=cut)
+                        yield Update(seed=seed, cut=cut, unknown=unknown)
                         for step in steps:
                             clock.check()
                             if step.generation is not None:
@@ -124,7 +125,7 @@ class Studio:
                 found = drawn(step.generation, pipe.name, pipe.revision, request.varied)
                 images = [candidate.image for candidate in step.generation.candidates]
                 pictures = self._save(visitor, found, images, save_recipe)
-        yield Update("", step.total, step.total, time.monotonic() - started, seed, cut, pictures=ranked(pictures))
+        yield Update("", step.total, step.total, time.monotonic() - started, seed, cut, unknown, pictures=ranked(pictures))
 
     def draw_again(
         self, visitor: str, entry: str, source: str | None = None, save_recipe: bool = True

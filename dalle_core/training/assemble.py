@@ -17,8 +17,10 @@ from dalle_core.catalogue import load, open_clip, open_image_tokenizer, open_pri
 from dalle_core.checkpoints.tensors import read_json
 from dalle_core.errors import InputError, ModelError
 from dalle_core.pipeline import DallePipeline
+from dalle_core.training import emoji_words as words
 from dalle_core.training.arguments import command
 from dalle_core.training.data import add_data_arguments, first_captions, open_from
+from dalle_core.training.emoji_icons import VERSIONS
 
 SAMPLING = {"temperature": 0.8, "top_k": 100, "top_p": 1.0, "guidance_scale": 1.5}
 EXAMPLES = 12  # prompts on the page
@@ -26,18 +28,21 @@ FEW_LABELS = 500  # captions that differ; more are no names of things
 READ_CAPTIONS = 20_000  # to find that out
 
 
-def labels_of(dataset) -> list[str]:
-    """The captions of a data set where they are few, as names of what it shows; else none."""
+def names_of(dataset) -> tuple[list[str], dict | None]:
+    """What the data set shows: labels, its captions where these are few; and the vocabulary of the emoji corpus's captions."""
     if (Path(dataset.name) / "icons.json").is_file():
-        return emoji_names(Path(dataset.name))
+        return named_by_the_corpus(Path(dataset.name))
     found = sorted(set(first_captions(dataset, READ_CAPTIONS)))
-    return found if len(found) <= FEW_LABELS else []
+    return found if len(found) <= FEW_LABELS else [], None
 
 
-def emoji_names(folder: Path) -> list[str]:
-    """The English name of every emoji of the corpus."""
-    text = (folder / "icons.json").read_text(encoding="utf-8")
-    return sorted(concept["en"][0] for concept in json.loads(text)["concepts"].values())
+def named_by_the_corpus(folder: Path) -> tuple[list[str], dict]:
+    """The English name of every emoji of the corpus, and the vocabulary of its captions."""
+    index = json.loads((folder / "icons.json").read_text(encoding="utf-8"))
+    things = words.things(index["concepts"])
+    tags = words.emoji_tags(folder / "packages" / f"emojibase-data-{VERSIONS['emojibase-data']}")
+    styles = sorted({icon["style"] for icon in index["icons"]})
+    return sorted(thing.en[0] for thing in things.values()), words.vocabulary(things, tags, styles)
 
 
 def examples_of(dataset, count: int = EXAMPLES) -> list[str]:
@@ -49,8 +54,8 @@ def examples_of(dataset, count: int = EXAMPLES) -> list[str]:
 
 def assemble(
     out: Path, name: str, licence: str, image_tokenizer: Path, text_tokenizer: Path, prior: Path, clip: str | Path | None = None,
-    examples: list[str] = (), labels: list[str] = (), sampling: dict | None = None, text_normalizer: str | None = None,
-    card: str | None = None,
+    examples: list[str] = (), labels: list[str] = (), vocabulary: dict | None = None, sampling: dict | None = None,
+    text_normalizer: str | None = None, card: str | None = None,
 ) -> Path:  # fmt: skip
     """Writes the model `out` of its parts' folders. clip: as `catalogue.open_clip` takes it, None for none; card: its
     README.md; sampling: the defaults of `DallePipeline`. Raises InputError without a name or a licence."""
@@ -65,7 +70,7 @@ def assemble(
         text_tokenizer=PreTrainedTokenizerFast.from_pretrained(text_tokenizer),
         prior=open_prior(Path(prior)),
         name=name, licence=licence, examples=list(examples), labels=list(labels), defaults=defaults,
-        text_normalizer=text_normalizer, **(open_clip(clip) if clip else {}),
+        vocabulary=vocabulary, text_normalizer=text_normalizer, **(open_clip(clip) if clip else {}),
     )  # fmt: skip
     return save_half(pipe, out, card)
 
@@ -134,11 +139,13 @@ def main(arguments: list[str] | None = None) -> None:
         if args.out.exists() and any(args.out.iterdir()):
             raise InputError(f"{args.out} is not empty: name a new folder.")
         dataset = open_from(args, image_size=96)  # for its captions
-        labels = sorted(args.labels.read_text(encoding="utf-8").splitlines()) if args.labels else labels_of(dataset)
+        labels, vocabulary = names_of(dataset)
+        if args.labels:
+            labels, vocabulary = sorted(args.labels.read_text(encoding="utf-8").splitlines()), None
         assemble(
             args.out, args.name, args.licence, args.runs / "image_tokenizer" / "image_tokenizer", args.runs / "text_tokenizer",
             args.runs / "prior" / "prior", None if args.clip == "none" else args.clip or args.runs / "clip",
-            args.example or examples_of(dataset), labels, {name: getattr(args, name) for name in SAMPLING},
+            args.example or examples_of(dataset), labels, vocabulary, {name: getattr(args, name) for name in SAMPLING},
         )  # fmt: skip
         size = sum(path.stat().st_size for path in args.out.rglob("*.safetensors"))
         print(f"{args.out}: {size / 2**20:.1f} MiB of weights")

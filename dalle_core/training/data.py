@@ -24,6 +24,7 @@ from torch.utils.data import DataLoader, get_worker_info
 from tqdm import tqdm
 
 from dalle_core.errors import InputError
+from dalle_core.training.candidates import RankerPictures
 from dalle_core.training.emoji import EmojiCorpus
 from dalle_core.training.pictures import Frame, Pictures, PictureStream
 from dalle_core.training.sources import find_files, open_files, open_folder, open_from_hub
@@ -80,7 +81,7 @@ def open_dataset(
     split: str | None = None, subset: str | None = None, streaming: bool = False, random_crop: bool = False, flip: bool = False,
     allow_bad: float = ALLOW_BAD,
 ):  # fmt: skip
-    """EmojiCorpus, Pictures or PictureStream; the arguments are those of `add_data_arguments`.
+    """EmojiCorpus, RankerPictures (a folder of `training.candidates`), Pictures or PictureStream; for the arguments see above.
 
     Code that comes with a data set never runs. Raises InputError when the source cannot be read as any of these, or when
     more than `allow_bad` of its pictures cannot be used.
@@ -88,6 +89,8 @@ def open_dataset(
     path, frame = Path(source), Frame(image_size, random_crop, flip)
     if path.exists() and (split or subset):
         raise InputError("--split and --subset are for data sets of the Hub: name the files that you want by --data.")
+    if (path / "ranker.json").exists():
+        return RankerPictures(source, image_size, seed=seed)
     if (path / "sprites.npy").exists():
         if captions or image or streaming or random_crop or flip:
             raise InputError("The emoji corpus draws its pictures: --data is the only argument about data that it takes.")

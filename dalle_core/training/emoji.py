@@ -1,71 +1,45 @@
 """The corpus of the embedded model: captioned pictures drawn from openly licensed emoji sets.
 
-`python -m dalle_core.training.emoji` fetches seven icon sets and the Unicode emoji names (npm packages, through
-`npm pack`), renders every icon once and writes `sprites.npy` ([N, 192, 192, 4] uint8, straight alpha) and
-`icons.json` into a folder. `EmojiCorpus` then draws picture i from its own random numbers, so a corpus of a million
-captioned pictures takes no more room than its icons: single icons, pairs, counts, sizes and positions, in a named
-style, on a named background, captioned in English or Chinese.
+`python -m dalle_core.training.emoji` prepares the icons (see `emoji_icons`). `EmojiCorpus` then draws picture i from its
+own random numbers, so a corpus of a million captioned pictures takes no more room than its icons: single icons, pairs,
+counts, sizes and positions, in a named style, on a named background, captioned in English or Chinese (`emoji_words`).
 
 Kept out of training, by fixed rules: 5 % of the (icon, style) pairs whose icon exists in at least three other styles
 (`held_out_style`), and 10 % of the pairings of icons (`held_out_pairing`).
-
-Credits: Noto Emoji (Google, Apache-2.0), Twemoji (Twitter and contributors, CC-BY-4.0), Fluent Emoji (Microsoft, MIT),
-EmojiOne 2 (CC-BY-4.0), FxEmojis (Mozilla, Apache-2.0), packaged by Iconify; names from emojibase-data (MIT).
 """
 
 import argparse
 import copy
 import hashlib
-import io
 import json
-import re
-import subprocess
-import tarfile
-from collections import Counter, defaultdict
+from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from tqdm import tqdm
 
-SPRITE_SIZE = 192  # as large as the largest picture that is drawn from them
+from dalle_core.training import emoji_words as words
+from dalle_core.training.emoji_icons import prepare
+from dalle_core.training.emoji_words import BACKGROUNDS
+
 IMAGE_SIZE = 96  # of a picture, where nothing else is asked for
 
-# Package name -> the name of the style in captions.
-STYLES = {
-    "noto": "noto",
-    "noto-v1": "blob",  # the "blob" emoji of Android up to version 7
-    "twemoji": "twemoji",
-    "fluent-emoji": "fluent",
-    "fluent-emoji-flat": "flat",
-    "emojione": "emojione",
-    "fxemoji": "firefox",
+# Where icons stand, as (centre x, centre y, size) in shares of the picture, and which of the things stands there. Fixed
+# places: a small model should spend its samples on what things look like, not on where they are. Those of one size are
+# whole token cells apart (12 pixels of 192; those of size 0.46 also 8 of 96), so that an icon has the same tokens in each.
+PLACES = {
+    "single": [(0.5, 0.5, 0.80, 0)],
+    "small": [(0.5, 0.5, 0.46, 0)],
+    "pair": [(0.25, 0.5, 0.46, 0), (0.75, 0.5, 0.46, 1)],
+    "above": [(0.5, 0.25, 0.46, 0), (0.5, 0.75, 0.46, 1)],
+    "two": [(0.25, 0.5, 0.46, 0), (0.75, 0.5, 0.46, 0)],
+    "three": [(0.1875, 0.5, 0.30, 0), (0.5, 0.5, 0.30, 0), (0.8125, 0.5, 0.30, 0)],
+    "two and one": [(0.25, 0.25, 0.46, 0), (0.75, 0.25, 0.46, 0), (0.5, 0.75, 0.46, 1)],
 }
-VERSIONS = {
-    "@iconify-json/noto": "1.2.9",
-    "@iconify-json/noto-v1": "1.2.5",
-    "@iconify-json/twemoji": "1.2.5",
-    "@iconify-json/fluent-emoji": "1.2.7",
-    "@iconify-json/fluent-emoji-flat": "1.2.6",
-    "@iconify-json/emojione": "1.2.3",
-    "@iconify-json/fxemoji": "1.2.2",
-    "emojibase-data": "17.0.0",
-}
-
-BACKGROUNDS = {  # English name -> (Chinese name, RGB)
-    "white": ("白色", (255, 255, 255)),
-    "black": ("黑色", (24, 24, 27)),
-    "grey": ("灰色", (156, 163, 175)),
-    "red": ("红色", (220, 50, 47)),
-    "orange": ("橙色", (251, 146, 60)),
-    "yellow": ("黄色", (250, 214, 80)),
-    "green": ("绿色", (74, 170, 90)),
-    "light blue": ("浅蓝色", (165, 215, 245)),
-    "blue": ("蓝色", (50, 100, 210)),
-    "purple": ("紫色", (140, 80, 200)),
-    "pink": ("粉色", (248, 175, 205)),
-    "brown": ("棕色", (130, 85, 55)),
-}
+KINDS = {  # share of each in the corpus
+    "single": 0.55, "pair": 0.27, "above": 0.05, "small": 0.03, "two": 0.04, "three": 0.03, "two and one": 0.03,
+}  # fmt: skip
+OF_TWO = {kind for kind, places in PLACES.items() if any(which for *_, which in places)}  # kinds that show two things
 
 
 def _hash(text: str) -> float:
@@ -83,218 +57,26 @@ def held_out_pairing(a: str, b: str) -> bool:
     return _hash("pairing " + " ".join(sorted((a, b)))) < 0.10
 
 
-# ---------------------------------------------------------------- preparing the icons
-
-
-def fetch(folder: Path) -> None:
-    """Downloads the packages into `folder`, each once. Raises RuntimeError when npm is missing or fails."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for package, version in VERSIONS.items():
-        target = folder / f"{package.split('/')[-1]}-{version}"
-        if target.exists():
-            continue
-        print(f"fetching {package} {version}")
-        try:
-            out = subprocess.run(
-                ["npm", "pack", "--silent", f"{package}@{version}"], cwd=folder, capture_output=True, encoding="utf-8"
-            )
-        except FileNotFoundError:
-            raise RuntimeError("npm was not found: install Node.js, the icon sets are npm packages") from None
-        if out.returncode != 0:
-            raise RuntimeError(f"npm could not fetch {package} {version}: {out.stderr.strip()[-300:]}")
-        archive = folder / out.stdout.split()[-1]
-        with tarfile.open(archive) as tar:
-            tar.extractall(folder / f"{target.name}.part", filter="data")
-        (folder / f"{target.name}.part" / "package").rename(target)
-        (folder / f"{target.name}.part").rmdir()
-        archive.unlink()
-
-
-# What is drawn, as emojibase's subgroups: what people ask pictures of. A small model's compute is better spent on fewer
-# things: signs, symbols, office and household goods are left out.
-SUBGROUPS = {
-    *(0, 2, 5, 8, 9, 10, 11, 14, 23),  # faces, hearts, people
-    *range(34, 42),  # animals and plants
-    *range(42, 48),  # food and drink
-    *(50, 51, 53, 54, 55, 56, 59),  # landscapes, buildings, places, vehicles, sky and weather
-    *(60, 62, 65, 68, 71),  # events, sport, clothes, instruments, cameras and lamps
-}  # fmt: skip
-LEFT_OUT = re.compile(
-    r"^((wo)?m[ae]n|person|people)\b.+|:|medium|small"
-    # near-copies of others, and what is a scene of many small parts
-    r"|oncoming|quarter|crescent|gibbous|new moon|two-hump|with rain|behind|railway|tram|cableway|construction|office"
-    r"|department|convenience|dusk|with stars|foggy|motorway|station|pine|tanabata|japanese dolls|barber|love hotel"
-    r"|stop sign|oil drum|skull and|arrival|departure|on ground|ticket|medal|ribbon|film frames|trolleybus|light rail"
-)
-MIN_STYLES = 5  # an icon that few sets have teaches a style more than a thing
-
-
-def _english(entry: dict) -> str | None:
-    """The English name of an emojibase entry, or None when it is left out."""
-    name = entry["label"]
-    return None if entry.get("subgroup") not in SUBGROUPS or LEFT_OUT.search(name) else name.lower()
-
-
-def _base(hexcode: str) -> str:
-    """A code point sequence without variation selectors, upper case."""
-    return "-".join(part for part in hexcode.upper().split("-") if part != "FE0F")
-
-
-def _squash(name: str) -> str:
-    return re.sub(r"[^a-z0-9]", "", name.lower().replace("flag-for-", "flag-").replace("flag: ", "flag"))
-
-
-def prepare(folder: Path) -> None:
-    """Renders the icons of `folder/packages` into `folder/sprites.npy` and `folder/icons.json`.
-
-    An icon is kept when its name leads to a Unicode code point of SUBGROUPS and at least MIN_STYLES sets have it. The
-    five skin tones are left out: thousands of near-copies.
-    """
-    import resvg_py  # only needed here, and only once
-
-    packages = folder / "packages"
-    fetch(packages)
-    path = {package.split("/")[-1]: packages / f"{package.split('/')[-1]}-{v}" for package, v in VERSIONS.items()}
-
-    label = {lang: {} for lang in ("en", "zh")}
-    for lang in label:
-        for entry in json.loads((path["emojibase-data"] / lang / "data.json").read_text(encoding="utf-8")):
-            label[lang][_base(entry["hexcode"])] = entry["label"]
-    entries = json.loads((path["emojibase-data"] / "en" / "data.json").read_text(encoding="utf-8"))
-    english = {_base(entry["hexcode"]): name for entry in entries if (name := _english(entry))}
-
-    # Three sets say which code point a name stands for; the others share most of these names.
-    code_of = {_squash(text): code for code, text in label["en"].items()}
-    for package in ("fluent-emoji-flat", "twemoji", "noto"):
-        for code, name in json.loads((path[package] / "chars.json").read_text(encoding="utf-8")).items():
-            code_of.setdefault(_squash(name), _base(code))
-
-    icons, seen = [], set()
-    for package, style in STYLES.items():
-        data = json.loads((path[package] / "icons.json").read_text(encoding="utf-8"))
-        for name, icon in data["icons"].items():
-            code = code_of.get(_squash(name))
-            # Fitzpatrick modifiers, and Fluent's short form of them ("judge-medium-dark")
-            toned = re.search(r"skin-tone|-(light|medium|dark)$", name)
-            if code is None or toned or re.search("1F3F[B-F]", code) or code not in english or (code, style) in seen:
-                continue
-            seen.add((code, style))
-            width = icon.get("width", data.get("width", 16))
-            height = icon.get("height", data.get("height", 16))
-            left, top = icon.get("left", 0), icon.get("top", 0)
-            svg = (
-                '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
-                f'viewBox="{left} {top} {width} {height}">{icon["body"]}</svg>'
-            )
-            icons.append({"concept": code, "style": style, "name": name.replace("-", " "), "svg": svg})
-    styles = Counter(icon["concept"] for icon in icons)
-    icons = [icon for icon in icons if styles[icon["concept"]] >= MIN_STYLES]
-
-    sprites = np.lib.format.open_memmap(
-        folder / "sprites.part.npy", "w+", np.uint8, (len(icons), SPRITE_SIZE, SPRITE_SIZE, 4)
-    )
-    for i, icon in enumerate(tqdm(icons, desc="rendering", unit="icon")):
-        png = bytes(resvg_py.svg_to_bytes(svg_string=icon.pop("svg"), width=SPRITE_SIZE, height=SPRITE_SIZE))
-        sprites[i] = np.asarray(Image.open(io.BytesIO(png)).convert("RGBA").resize((SPRITE_SIZE, SPRITE_SIZE)))
-    sprites.flush()
-    del sprites
-
-    # A concept's English names: its Unicode label and what at least two of the sets call it.
-    called = defaultdict(Counter)
-    for icon in icons:
-        called[icon["concept"]][icon["name"]] += 1
-    concepts = {}
-    for code, names in called.items():
-        others = [
-            name
-            for name, count in names.items()
-            if count >= 2 and " " in english[code] and len(name) <= len(english[code])
-        ]
-        concepts[code] = {
-            "en": [english[code]] + [name for name in others if name != english[code]],
-            "zh": [label["zh"][code]] if code in label["zh"] else [],
-        }
-    (folder / "icons.json").write_text(json.dumps({"icons": icons, "concepts": concepts}, ensure_ascii=False), encoding="utf-8")
-    (folder / "sprites.part.npy").rename(folder / "sprites.npy")
-
-
-# ---------------------------------------------------------------- captions
-
-
-def article(name: str) -> str:
-    """"apple" -> "an apple"; plurals, numbers and flags as they are."""
-    if name.endswith("s") and not name.endswith("ss") or re.match(r"^(the|a|an) |^[^a-z]", name):
-        return name
-    return ("an " if name[0] in "aeiou" else "a ") + name
-
-
-def plural(name: str) -> str:
-    """English plural of a name's last word, by the regular rules; a name that is one already stays."""
-    if article(name) == name:
-        return name
-    if re.search(r"(s|x|z|ch|sh)$", name):
-        return name + "es"
-    return name[:-1] + "ies" if re.search(r"[^aeiou]y$", name) else name + "s"
-
-
-def caption(kind: str, names: list[str], chinese: bool, style: str | None, background: str | None) -> str:
-    """One caption. `kind` is a key of KINDS; names are in the caption's language."""
-    a, b = names[0], names[-1]
-    if chinese:
-        text = {
-            "single": a, "small": f"小{a}", "pair": f"{a}和{b}", "above": f"{b}上面的{a}",
-            "two": f"两个{a}",
-        }[kind]  # fmt: skip
-        if background:
-            text = f"{BACKGROUNDS[background][0]}背景上的{text}"
-        return f"{style}风格的{text}" if style else text
-    text = {
-        "single": article(a), "small": f"a small {a}", "pair": f"{article(a)} and {article(b)}",
-        "above": f"{article(a)} above {article(b)}", "two": f"two {plural(a)}",
-    }[kind]  # fmt: skip
-    if background:
-        text += f" on {article(background)} background"
-    return f"{text} in {style} style" if style else text
-
-
-# ---------------------------------------------------------------- drawing
-
-# Where icons stand, as (centre x, centre y, size) in shares of the picture. Fixed places: a small model should spend
-# its samples on what things look like, not on where they are. Those of one size are quarters of a picture apart, which
-# are whole token cells (8 pixels of 96, 12 of 192), so that an icon has the same tokens in each.
-PLACES = {
-    "single": [(0.5, 0.5, 0.80)],
-    "small": [(0.5, 0.5, 0.46)],
-    "pair": [(0.25, 0.5, 0.46), (0.75, 0.5, 0.46)],
-    "above": [(0.5, 0.25, 0.46), (0.5, 0.75, 0.46)],
-    "two": [(0.25, 0.5, 0.46), (0.75, 0.5, 0.46)],
-}
-
-
 def draw(sprites: list[Image.Image], kind: str, background: str, image_size: int = IMAGE_SIZE) -> Image.Image:
-    """One or two RGBA sprites -> an RGB picture of image_size x image_size; counts repeat the first."""
+    """One or two RGBA sprites -> an RGB picture of image_size x image_size; `kind` is a key of PLACES."""
     picture = Image.new("RGB", (image_size, image_size), BACKGROUNDS[background][1])
-    for i, (x, y, size) in enumerate(PLACES[kind]):
-        sprite = sprites[i % len(sprites)]
+    for x, y, size, which in PLACES[kind]:
         pixels = round(size * image_size)
-        small = sprite.resize((pixels, pixels), Image.Resampling.LANCZOS)
+        small = sprites[which].resize((pixels, pixels), Image.Resampling.LANCZOS)
         picture.paste(small, (round(x * image_size - pixels / 2), round(y * image_size - pixels / 2)), small)
     return picture
-
-
-KINDS = {"single": 0.58, "pair": 0.33, "above": 0.03, "small": 0.03, "two": 0.03}  # share of each in the corpus
 
 
 class EmojiCorpus:
     """A million captioned pictures, each drawn when it is asked for: `corpus[i]` is `(PIL RGB image, caption)`.
 
-    Picture i depends on (seed, i) alone. `held_out` draws what training never sees: single icons in a style kept out
-    ("style"), or two icons never seen together ("pairing").
+    Picture i depends on (seed, i) alone. `held_out` draws what evaluation asks for.
     """
 
     name, licence = "emoji", "Apache-2.0, CC-BY-4.0, MIT"
     held_out_kinds = ("style", "pairing")
-    block = 1  # with more, that many pictures in a row may share kind, style and background, see `contrast`
+    evaluated_kinds = ("trained", *held_out_kinds)
+    block = 1  # with more, that many pictures in a row are alike, see `contrast`
 
     def __init__(self, folder: str | Path = "data/emoji", seed: int = 0, length: int = 1_000_000,
                  image_size: int = IMAGE_SIZE):  # fmt: skip
@@ -304,7 +86,8 @@ class EmojiCorpus:
                 f"{self.folder} has no sprites.npy: run `python -m dalle_core.training.emoji --folder {self.folder}`"
             )
         index = json.loads((self.folder / "icons.json").read_text(encoding="utf-8"))
-        self.icons, self.concepts = index["icons"], index["concepts"]
+        self.icons = index["icons"]
+        self.things = words.things(index["concepts"])  # concept -> how it is called
         self.sprites = np.load(self.folder / "sprites.npy", mmap_mode="r")
         self.by_concept = defaultdict(dict)  # concept -> style -> icon number
         for number, icon in enumerate(self.icons):
@@ -342,40 +125,35 @@ class EmojiCorpus:
         return self.picture(i), self.caption(i)
 
     def picture(self, i: int) -> Image.Image:
-        return self._draw(*self._parts(i))
+        kind, numbers, background = self._parts(i)
+        if self.block > 1 and kind == "pair" and np.random.default_rng((self.seed, i, 2)).random() < 0.5:
+            numbers = numbers[::-1]  # what stands at the left is no part of "a fox and a banana"
+        return self._draw(kind, numbers, background)
+
+    def shown(self, i: int) -> list[str]:
+        """The concepts that picture i shows: one or two."""
+        return [self.icons[number]["concept"] for number in self._parts(i)[1]]
 
     def caption(self, i: int, variant: int = 0) -> str:
         """One of the many captions of picture i. A background other than white is always named, a style often."""
         kind, numbers, background = self._parts(i)
         rng = np.random.default_rng((self.seed, i, variant))
-        entries = [self.concepts[self.icons[n]["concept"]] for n in numbers]
-        chinese = bool(rng.random() < 0.25) and all(entry["zh"] for entry in entries)
-        names = [str(rng.choice(entry["zh" if chinese else "en"])) for entry in entries]
-        style = self.icons[numbers[0]]["style"] if rng.random() < 0.6 else None
+        things = [self.things[self.icons[number]["concept"]] for number in numbers]
+        colour = words.colour(self.sprites[numbers[0]]) if rng.random() < 0.15 else None
+        style = self.icons[numbers[0]]["style"]
+        style = style if self._differs_in_style(i) or rng.random() < 0.6 else None
         named = background != "white" or rng.random() < 0.1
-        return caption(kind, names, chinese, style, background if named else None)
+        return words.wording(rng, kind, things, style, background if named else None, colour)
 
-    def contrast(self, block: int) -> "EmojiCorpus":
-        """The same corpus for learning to tell pictures apart: each `block` pictures in a row share their kind, their
-        style and their background, each half of the time. What else differs is what they show."""
-        other = copy.copy(self)
-        other.block = block
-        return other
+    # ------------------------------------------------------------ what picture i shows
 
     def _parts(self, i: int) -> tuple[str, list[int], str]:
         """What picture i shows: the kind, the icon numbers, the background."""
         rng = np.random.default_rng((self.seed, i))
-        kind, style, background = self._frame(rng)
         if self.block > 1:
-            block = np.random.default_rng((self.seed, i // self.block, 1))
-            shared = self._frame(block)
-            kind, style, background = (
-                ours if block.random() < 0.5 else theirs for ours, theirs in zip((kind, style, background), shared)
-            )
-        numbers = [int(rng.choice(self.by_style[style]))]
-        if kind in ("pair", "above"):
-            numbers.append(self._partner(numbers[0], rng))
-        return kind, numbers, background
+            return self._alike(i, rng)
+        kind, style, background = self._frame(rng)
+        return kind, self._icons(kind, int(rng.choice(self.by_style[style])), rng), background
 
     def _frame(self, rng) -> tuple[str, str, str]:
         """Kind, style and background; styles as often as they have icons. Most backgrounds are white: at a thing's rim,
@@ -384,40 +162,99 @@ class EmojiCorpus:
         style = self.icons[self._icon(rng)]["style"]
         return kind, style, str(rng.choice(list(BACKGROUNDS))) if rng.random() < 0.25 else "white"
 
-    def held_out(self, kind: str, count: int, seed: int = 1) -> list[tuple[Image.Image, str]]:
-        """`count` pictures that training never sees, with their English captions; kind is "style" or "pairing"."""
-        rng = np.random.default_rng(seed)
-        items = []
-        if kind == "style":
-            for number in rng.permutation(self.kept_out)[:count]:
-                icon = self.icons[number]
-                text = caption("single", self.concepts[icon["concept"]]["en"][:1], False, icon["style"], None)
-                items.append((self._draw("single", [number], "white"), text))
-        elif kind == "pairing":
-            for _ in range(count):
-                first = self._icon(rng)
-                second = self._partner(first, rng, held_out=True)
-                background = str(rng.choice(list(BACKGROUNDS)))
-                names = [self.concepts[self.icons[n]["concept"]]["en"][0] for n in (first, second)]
-                text = caption("pair", names, False, self.icons[first]["style"], background)
-                items.append((self._draw("pair", [first, second], background), text))
-        else:
-            raise ValueError(f'kind is {kind!r}; it is "style" or "pairing"')
-        return items
+    def _icons(self, kind: str, first: int, rng) -> list[int]:
+        return [first, self._partner(first, rng)] if kind in OF_TWO else [first]
 
     def _icon(self, rng) -> int:
         return self.trained[rng.integers(len(self.trained))]
 
-    def _partner(self, number: int, rng, held_out: bool = False) -> int:
-        concept, style = self.icons[number]["concept"], self.icons[number]["style"]
+    def _partner(self, number: int, rng) -> int:
+        """Another icon of the same style that may be trained on beside this one."""
+        numbers = self.by_style[self.icons[number]["style"]]
         while True:
-            other = self.by_style[style][rng.integers(len(self.by_style[style]))]
-            code = self.icons[other]["concept"]
-            if code != concept and held_out_pairing(concept, code) == held_out:
+            other = numbers[rng.integers(len(numbers))]
+            a, b = (self.icons[n]["concept"] for n in (number, other))
+            if a != b and not held_out_pairing(a, b):
                 return other
 
     def _draw(self, kind: str, numbers: list[int], background: str) -> Image.Image:
         return draw([Image.fromarray(self.sprites[n]) for n in numbers], kind, background, self.image_size)
+
+    # ------------------------------------------------------------ learning to tell pictures apart
+
+    def contrast(self, block: int) -> "EmojiCorpus":
+        """The same corpus for learning to tell pictures apart. Of each `block` pictures in a row
+
+        - the first half show things of one group, each once (faces, hearts, fruit: what is taken for each other);
+        - the next eighth are pairs of one thing with different others ("A and B", "A and C"), on either side;
+        - the next sixteenth, at most its styles, show that thing alone in each of its styles, which captions then name;
+        - all share their kind, their style and their background, each half of the time.
+        """
+        other = copy.copy(self)
+        other.block = block
+        return other
+
+    def _differs_in_style(self, i: int) -> bool:
+        """Whether picture i of `contrast` stands among pictures of the same thing in other styles."""
+        if self.block == 1:
+            return False
+        start = self.block // 2 + self.block // 8
+        return start <= i % self.block < start + self.block // 16
+
+    def _alike(self, i: int, rng) -> tuple[str, list[int], str]:
+        """`_parts` of `contrast`."""
+        block, offset = np.random.default_rng((self.seed, i // self.block, 1)), i % self.block
+        shared, thing = self._frame(block), self._icon(block)
+        kind, style, background = (
+            ours if rng.random() < 0.5 else theirs for ours, theirs in zip(self._frame(rng), shared)
+        )
+        concept, half = self.icons[thing]["concept"], self.block // 2
+        group = self.things[concept].group
+        alike = [number for number in self.by_style[shared[1]] if self.things[self.icons[number]["concept"]].group == group]
+        alike = block.permutation(alike)[:half]
+        if offset < len(alike):
+            return kind, self._icons(kind, int(alike[offset]), rng), background
+        if half <= offset < half + self.block // 8:
+            return "pair", [thing, self._partner(thing, rng)], background
+        if self._differs_in_style(i):
+            styles = [number for number in self.by_concept[concept].values() if number not in self.kept_out]
+            place = offset - half - self.block // 8
+            if place < len(styles):
+                return "single", [styles[place]], background
+        return kind, self._icons(kind, int(rng.choice(self.by_style[style])), rng), background
+
+    # ------------------------------------------------------------ for evaluation
+
+    def held_out(self, kind: str, count: int, seed: int = 1) -> list[tuple[Image.Image, str]]:
+        """`count` pictures with their plainest English captions. "style": single icons in a style they were kept out of;
+        "pairing": two icons never seen together; "trained", for comparison: single icons that training has seen."""
+        return [(image, text) for image, text, _ in self.evaluated(kind, count, seed)]
+
+    def evaluated(self, kind: str, count: int, seed: int = 1) -> list[tuple[Image.Image, str, list[str]]]:
+        """`held_out` with the concepts that each picture shows. Raises ValueError for other kinds."""
+        rng = np.random.default_rng(seed)
+        if kind == "pairing":
+            return [self._held_out_pair(rng) for _ in range(count)]
+        if kind not in ("style", "trained"):
+            raise ValueError(f"kind is {kind!r}; it is one of {', '.join(self.evaluated_kinds)}")
+        items = []
+        for number in rng.permutation(self.kept_out if kind == "style" else self.trained)[:count]:
+            icon = self.icons[number]
+            text = words.caption("single", [self.things[icon["concept"]].en[0]], False, icon["style"], None)
+            items.append((self._draw("single", [number], "white"), text, [icon["concept"]]))
+        return items
+
+    def _held_out_pair(self, rng) -> tuple[Image.Image, str, list[str]]:
+        while True:
+            numbers = [self._icon(rng)]
+            numbers.append(int(rng.choice(self.by_style[self.icons[numbers[0]]["style"]])))
+            concepts = [self.icons[number]["concept"] for number in numbers]
+            if concepts[0] != concepts[1] and held_out_pairing(*concepts):
+                break
+        background = str(rng.choice(list(BACKGROUNDS)))
+        names = [self.things[concept].en[0] for concept in concepts]
+        text = words.caption("pair", names, False, self.icons[numbers[0]]["style"], background)
+        return self._draw("pair", numbers, background), text, concepts
 
 
 def main() -> None:
@@ -429,7 +266,7 @@ def main() -> None:
         prepare(args.folder)
     corpus = EmojiCorpus(args.folder)
     print(
-        f"{len(corpus.icons)} icons of {len(corpus.concepts)} concepts in {len(corpus.by_style)} styles; "
+        f"{len(corpus.icons)} icons of {len(corpus.things)} concepts in {len(corpus.by_style)} styles; "
         f"{len(corpus.kept_out)} (icon, style) pairs kept out of training"
     )
     if args.look:

@@ -21,7 +21,6 @@ from pathlib import Path
 
 import torch
 from accelerate import PartialState
-from transformers import PreTrainedTokenizerFast
 
 from dalle_core import image_tokenizer, memory
 from dalle_core.catalogue import CLIP_ON_GPU, WEIGHTS, load, model_folder, open_image_tokenizer
@@ -31,7 +30,7 @@ from dalle_core.text_tokenizer import train_text_tokenizer
 from dalle_core.training import checkpoints, clip, evaluate, prior
 from dalle_core.training import image_tokenizer as tokenizer_training
 from dalle_core.training.arguments import check_config, write_config
-from dalle_core.training.assemble import assemble, examples_of, labels_of, save_half
+from dalle_core.training.assemble import assemble, examples_of, names_of, save_half
 from dalle_core.training.card import card, described, figures_as_text, named, parts_of
 from dalle_core.training.data import OPTIONS, add_data_arguments, first_captions, open_from
 from dalle_core.training.vq_model import trained_image_tokenizer
@@ -248,18 +247,18 @@ def is_made(args: argparse.Namespace, out: Path) -> bool:
 def make_model(args: argparse.Namespace, out: Path) -> None:
     """Writes RUN/model, with weights in float16."""
     dataset = open_from(args, image_size=96)  # for its captions
-    examples, labels = examples_of(dataset), labels_of(dataset)
+    examples, (labels, vocabulary) = examples_of(dataset), names_of(dataset)
     if not args.start:
         taken = clip_of(args)
         ranks = None if taken == "none" else taken or args.out / "clip"
         assemble(
             out, args.name, args.licence, args.out / "image_tokenizer" / "image_tokenizer", args.out / "text_tokenizer",
-            args.out / "prior" / "prior", ranks, examples, labels,
+            args.out / "prior" / "prior", ranks, examples, labels, vocabulary,
         )  # fmt: skip
         return
     tuned = args.out / "prior" / "model"
     pipe = load(str(tuned), "cpu", torch.float32, None if (tuned / "clip").is_dir() else "none", packed=False)
-    pipe.register_to_config(name=args.name, licence=args.licence, examples=examples, labels=labels)
+    pipe.register_to_config(name=args.name, licence=args.licence, examples=examples, labels=labels, vocabulary=vocabulary)
     save_half(pipe, out)
 
 

@@ -68,7 +68,7 @@ class Create:
             for step in steps:
                 shown = {self.status: progress.of(step)}
                 if step.seed is not None and not before:
-                    shown |= {controls.seed: str(step.seed), self.notice: progress.cut(step)}
+                    shown |= {controls.seed: str(step.seed), self.notice: progress.notices(step)}
                     if asked.seed is None:
                         shown[controls.drawn] = str(step.seed)
                 if step.previews is not None and not before:
@@ -80,7 +80,7 @@ class Create:
                     yield shown
         pictures = ranked([*before, *step.pictures])
         yield shown | self.grid.show(pictures, values[self.grid.order]) | {
-            self.notice: progress.cut(step) + after, self.entry: to_entry(pictures), controls.stop: gr.update(interactive=False),
+            self.notice: progress.notices(step) + after, self.entry: to_entry(pictures), controls.stop: gr.update(interactive=False),
         }  # fmt: skip
 
     def draw_like(self, request: gr.Request, values: dict):
