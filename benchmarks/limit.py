@@ -19,9 +19,9 @@ from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.embedded import cpu_name
-from dalle_core.bart_prior import BartPrior
 from dalle_core.int8 import Int8Linear, quantize
 from dalle_core.packed import pack
+from dalle_core.priors.bart import BartPrior
 
 POSITION = 128
 LINEAR = {"_linear_pointwise", "qlinear_pointwise", "mm", "addmm"}

@@ -19,7 +19,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.embedded import cpu_name
-from dalle_core.gpt_prior import GPTPrior
+from dalle_core.priors.gpt import GPTPrior
 from dalle_core.training.prior import optimizers, prior_loss
 
 TEXT, IMAGE, WIDTH, LAYERS, HEADS, TEXTS, CODES = 20, 256, 256, 6, 4, 2811, 1024

@@ -6,11 +6,11 @@
     best = pipe("a red fox", num_candidates=16, seed=7).candidates[0]
 """
 
-from dalle_core.bart_prior import BartPrior
 from dalle_core.catalogue import CATALOGUE, download, load
 from dalle_core.errors import InputError, ModelError
-from dalle_core.gpt_prior import GPTPrior
 from dalle_core.pipeline import Candidate, DallePipeline, Generation, Step
+from dalle_core.priors.bart import BartPrior
+from dalle_core.priors.gpt import GPTPrior
 
 __all__ = [
     "BartPrior", "CATALOGUE", "Candidate", "DallePipeline", "GPTPrior", "Generation", "InputError", "ModelError", "Step",

@@ -1,4 +1,4 @@
-"""The commands: `python -m dalle_core sample`, `augment`, `train`, `push`, `convert`. Each explains itself with `--help`."""
+"""The commands: `python -m dalle_core sample`, `augment`, `caption`, `train`, `push`, `convert`; each has a `--help`."""
 
 import argparse
 import sys
@@ -9,6 +9,7 @@ import torch
 from tqdm import tqdm
 
 from dalle_core.augment import augment, cut_prompts, read_prompts
+from dalle_core.caption import QUESTION, caption
 from dalle_core.catalogue import load
 from dalle_core.cluster import connect
 from dalle_core.convert import convert
@@ -86,6 +87,19 @@ def augment_with_workers(args: argparse.Namespace, run: tuple) -> tuple:
     from dalle_core import workers
 
     return workers.augment(loading(args), args.workers, *run, sampling(args))
+
+
+def caption_command(args: argparse.Namespace) -> None:
+    pipe = load(args.model, args.device, args.dtype and getattr(torch, args.dtype), "none")
+    steps, unread = caption(pipe, args.folder, args.question), 0
+    with closing(steps), tqdm(unit="picture", desc="caption") as bar:
+        for step in steps:
+            bar.total = step.total
+            bar.update(step.done - bar.n)
+            if not step.text:
+                unread += 1
+                bar.write(f"{step.file_name} cannot be read, or nothing was said of it: it gets no line.")
+    tell(f"{args.folder / 'metadata.jsonl'}: {step.total - unread} pictures with their captions.")
 
 
 def open_model(args: argparse.Namespace) -> DallePipeline:
@@ -178,6 +192,20 @@ def parser(arguments: list[str] | None = None) -> argparse.ArgumentParser:
     command.add_argument("folder", type=Path)
     command.add_argument("repo", help="owner/name; it is made when it is not there")
     command.add_argument("--private", action="store_true")
+
+    command = commands.add_parser(
+        "caption", help="captions of a folder of pictures, as metadata.jsonl to train on",
+        description="Describes each picture of a folder in words. Run again to go on after a stop.",
+    )  # fmt: skip
+    command.set_defaults(run=caption_command)
+    command.add_argument("folder", type=Path, help="with pictures, also in folders below it")
+    command.add_argument("--model", default="janus-pro-1b", help="one that answers: a name, a folder, or a Hub id (default: %(default)s)")
+    command.add_argument("--question", default=QUESTION, help="(default: %(default)s)")
+    command.add_argument("--device", help="cpu, cuda, cuda:1 or mps (default: the best there is)")
+    command.add_argument(
+        "--dtype", choices=["float32", "bfloat16", "float16", "int8"],
+        help="int8 is for CPUs (default: float32 on a CPU, bfloat16 on a GPU)",
+    )  # fmt: skip
     return parser
 
 
@@ -190,7 +218,7 @@ def main(arguments: list[str] | None = None) -> None:
         print(f"{args.command}: {error}", file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
-        print(f"{args.command}: stopped" + "; run it again to go on." * (args.command in ("augment", "train")), file=sys.stderr)
+        print(f"{args.command}: stopped" + "; run it again to go on." * (args.command in ("augment", "caption", "train")), file=sys.stderr)
         raise SystemExit(130) from None
 
 

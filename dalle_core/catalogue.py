@@ -4,9 +4,11 @@ import hashlib
 import json
 import math
 import os
+import re
 import shutil
 import sys
 import uuid
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -15,34 +17,48 @@ import torch
 from diffusers import VQModel
 from PIL import Image
 from safetensors import SafetensorError, safe_open
-from transformers import AutoTokenizer, CLIPConfig, CLIPImageProcessorPil, CLIPModel, PreTrainedTokenizerFast
+from transformers import (
+    AutoTokenizer,
+    CLIPConfig,
+    CLIPImageProcessorPil,
+    CLIPModel,
+    PreTrainedTokenizerFast,
+    SiglipConfig,
+    SiglipImageProcessorPil,
+    SiglipModel,
+)
 
 from dalle_core import downloads, memory
 from dalle_core import image_tokenizer as images
-from dalle_core.bart_prior import BartPrior
-from dalle_core.checkpoints import dalle_mini, min_dalle, mindalle
+from dalle_core.checkpoints import dalle_mini, janus, min_dalle, mindalle
 from dalle_core.checkpoints.tensors import LAYERS, numbered, read_json, read_torch
 from dalle_core.decoder import narrow, quicken
+from dalle_core.describer import Describer
 from dalle_core.downloads import Progress
 from dalle_core.errors import InputError, ModelError
-from dalle_core.gpt_prior import GPTPrior
 from dalle_core.image_tokenizer import OWN_CONFIG, drop_encoder, set_pixel_range
 from dalle_core.int8 import quantize
 from dalle_core.lora import CONFIG, JOINT, Lora, read_lora
 from dalle_core.lora import WEIGHTS as LORA_WEIGHTS
 from dalle_core.packed import pack
 from dalle_core.pipeline import DallePipeline
-from dalle_core.text_tokenizer import encode_prompts
+from dalle_core.priors.bart import BartPrior
+from dalle_core.priors.gpt import GPTPrior
+from dalle_core.priors.llama import LlamaPrior
+from dalle_core.text_tokenizer import encode_pair
 
 EMBEDDED = Path(__file__).parent.parent / "assets" / "emoji"
 WEIGHTS = "diffusion_pytorch_model.safetensors"
-PRIORS = {"GPTPrior": GPTPrior, "BartPrior": BartPrior}
-FORMATS = (min_dalle, dalle_mini, mindalle)
+PRIORS = {"GPTPrior": GPTPrior, "BartPrior": BartPrior, "LlamaPrior": LlamaPrior}
+FORMATS = (janus, min_dalle, dalle_mini, mindalle)
+# What model_index.json says besides the components.
+SETTINGS = ("name", "defaults", "examples", "text_normalizer", "licence", "labels", "vocabulary", "prompt_template", "cpu_candidates")
 LARGE = 2**16  # more than a picture has pixels a side; whole numbers of a config are that or a size of the weights
 
 # CLIPs that rank published models: small enough for a CPU, and the one that dalle-mini ranked with.
 CLIP_ON_CPU = "wkcn/TinyCLIP-ViT-40M-32-Text-19M-LAION400M"
 CLIP_ON_GPU = "openai/clip-vit-base-patch32"
+RANKERS = {"clip": (CLIPModel, CLIPConfig), "siglip": (SiglipModel, SiglipConfig)}  # by the model_type of config.json
 CLIP_FILES = ["config.json", "preprocessor_config.json", "vocab.json", "merges.txt"]
 
 
@@ -94,6 +110,20 @@ CATALOGUE = {
         defaults=min_dalle.DEFAULTS, examples=PUBLISHED_EXAMPLES,
         note="As DALL·E mini, with more detail and better compositions; slow without a GPU.",
     ),
+    "janus-pro-1b": Model(
+        "Janus-Pro 1B", janus.LICENCE, 1_556_000_000, janus.TEXT_LENGTH, 4_183_000_000, "deepseek-ai/Janus-Pro-1B",
+        files=("config.json", "pytorch_model.bin", "tokenizer.json", "special_tokens_map.json"),
+        defaults=janus.DEFAULTS, examples=PUBLISHED_EXAMPLES,
+        note="Long descriptions in English or Chinese, 384 x 384 only; it also answers questions about pictures. Faces and small "
+        "things are weak: draw several. On a CPU at most 4 at a time, minutes each time.",
+    ),
+    "janus-pro-7b": Model(
+        "Janus-Pro 7B", janus.LICENCE, 6_660_000_000, janus.TEXT_LENGTH, 14_845_000_000, "deepseek-ai/Janus-Pro-7B",
+        files=("config.json", "pytorch_model.bin.index.json", "pytorch_model-00001-of-00002.bin",
+               "pytorch_model-00002-of-00002.bin", "tokenizer.json", "special_tokens_map.json"),
+        defaults=janus.DEFAULTS, examples=PUBLISHED_EXAMPLES,
+        note="As Janus-Pro 1B, nearer to the prompt, with more detail; for a GPU, or much patience.",
+    ),
 }  # fmt: skip
 
 
@@ -107,7 +137,7 @@ def load(
     lora: str | None = None,
 ) -> DallePipeline:
     """A name of the CATALOGUE, a Hub id in this project's layout, or a folder: in this project's layout, or of
-    min-dalle, dalle-mini or minDALL·E, recognised by their files.
+    min-dalle, dalle-mini, minDALL·E or Janus, recognised by their files; fine-tunes of Janus also by their Hub id.
 
     device None: CUDA, else Apple's MPS, else the CPU. dtype None: float32 on the CPU and MPS, bfloat16 on CUDA;
     int8, on a CPU: the prior's linear layers in 8 bits, the image tokenizer's decoder in bfloat16 where the CPU computes
@@ -139,6 +169,10 @@ def load(
         pack(pipe.prior)
     if device.type == "cpu" and packed:
         quicken(pipe.image_tokenizer)
+    if pipe.bring_describer:
+        pipe.bring_describer = partial(_brought, pipe.bring_describer, device, packed and not eight_bit)
+    if device.type == "cpu":
+        pipe.max_candidates = min(pipe.max_candidates, pipe.config.cpu_candidates)
     memory.give_back()
     try:
         return pipe.to(device)
@@ -147,6 +181,13 @@ def load(
             raise
         free = memory.gigabytes(memory.free_bytes(device))
         raise ModelError(f"{source} does not fit on {device}, where {free} are free. Try --dtype bfloat16 or --device cpu.") from None
+
+
+def _brought(bring: Callable[[], Describer], device: torch.device, packed: bool) -> Describer:
+    describer = bring()
+    if device.type == "cpu" and packed:
+        pack(describer)
+    return describer.to(device)
 
 
 def download(
@@ -197,9 +238,11 @@ def model_folder(source: str, tell: Progress | None = None) -> Path:
                 f"There is no model {source!r}: give a folder, a Hub id (owner/name) or one of: {', '.join(CATALOGUE)}."
             )
         here = [name for name, model in CATALOGUE.items() if model.repo == source]
+        if len(here) == 1:
+            return model_folder(here[0], tell)
         if here:
             raise ModelError(f"{source} holds more than one model: load it by name, {' or '.join(here)}.")
-        folder = downloads.fetch(source, ["*.json", "*.safetensors"], tell=tell)
+        folder = _from_hub(source, tell)
     if (folder / "model_index.json").exists():
         return folder
     for format_ in FORMATS:
@@ -208,8 +251,22 @@ def model_folder(source: str, tell: Progress | None = None) -> Path:
             return _converted(format_, files, name, known, tell)
     raise ModelError(
         f"{folder} is no model folder: it has neither model_index.json (this project's layout) nor the files of min-dalle "
-        "(encoder.pt, decoder.pt), dalle-mini (flax_model.msgpack) or minDALL·E (stage2_last.ckpt)."
+        "(encoder.pt, decoder.pt), dalle-mini (flax_model.msgpack), minDALL·E (stage2_last.ckpt) or Janus (config.json with the "
+        "model_type multi_modality or janus)."
     )
+
+
+def _from_hub(source: str, tell: Progress | None) -> Path:
+    """The folder of a repository in this project's layout, or of a fine-tune of Janus, whose weights may be in .bin files."""
+    patterns = [["*.json", weights] for weights in ("*.safetensors", "*.bin")]
+    if not downloads.is_cached(source, patterns[0]) and downloads.is_cached(source, patterns[1]):
+        return downloads.fetch(source, patterns[1], tell=tell)
+    try:
+        return downloads.fetch(source, patterns[0], tell=tell)
+    except ModelError as error:
+        if "no file *.safetensors" not in str(error):
+            raise
+    return downloads.fetch(source, patterns[1], tell=tell)
 
 
 def _files_of(format_, folder: Path, known: Model | None) -> dict[str, Path] | None:
@@ -290,7 +347,7 @@ def _load_folder(
         raise ModelError(f"{folder / 'model_index.json'}: the prior is a {class_of('prior')}, not one of {', '.join(PRIORS)}.")
     models = {"image_tokenizer": (VQModel, WEIGHTS), "prior": (prior, WEIGHTS)}
     if class_of("clip"):
-        models["clip"] = (CLIPModel, "model.safetensors")
+        models["clip"] = (SiglipModel if class_of("clip") == "SiglipModel" else CLIPModel, "model.safetensors")
     counts = {name: sum(map(math.prod, _shapes(folder / name / file).values())) for name, (_, file) in models.items()}
     count = sum(counts.values()) + counts.get("clip", 0) * (4 // dtype.itemsize - 1)  # CLIP is in float32
     memory.check_model(str(index.get("name", folder.name)), count, dtype, device)
@@ -308,16 +365,29 @@ def _load_folder(
     except Exception as error:
         raise ModelError(f"{folder}: the text tokenizer cannot be read ({error}).") from None
     if class_of("clip"):
-        parts |= _clip_readers(folder / "clip_processor", folder / "clip_tokenizer" if class_of("clip_tokenizer") else None)
-    settings = {key: index[key] for key in ("name", "defaults", "examples", "text_normalizer", "licence", "labels", "vocabulary") if key in index}
+        parts |= _clip_readers(models["clip"][0], folder / "clip_processor", folder / "clip_tokenizer" if class_of("clip_tokenizer") else None)
+    settings = {key: index[key] for key in SETTINGS if key in index}
     try:
         pipe = DallePipeline(**parts, **settings)
         pipe.check_config()
     except (InputError, TypeError, ValueError) as error:
         raise ModelError(f"{folder / 'model_index.json'}: {error}") from None
     pipe.revision = revision
+    if class_of("describer"):
+        pipe.bring_describer = partial(_bring_describer, folder, dtype, device, prior_config=pipe.prior.config)
     _check_sizes(pipe, folder)
     return pipe
+
+
+def _bring_describer(folder: Path, dtype: torch.dtype, device: torch.device, prior_config) -> Describer:
+    """What answers questions, read when somebody asks. Raises ModelError as `load` does."""
+    path = folder / "describer" / WEIGHTS
+    memory.check_model("What answers questions", sum(map(math.prod, _shapes(path).values())), dtype, device)
+    describer = _load_model(folder / "describer", Describer, WEIGHTS, dtype)
+    for key, ours in (("hidden_size", "hidden_size"), ("vocab_size", "text_vocab_size")):
+        if describer.config[key] != prior_config[ours]:
+            raise ModelError(f"{path}: its {key} is {describer.config[key]}, the prior's {prior_config[ours]}. They do not match.")
+    return describer
 
 
 def _revision(folder: Path) -> str:
@@ -359,7 +429,7 @@ def open_clip(source: str | Path, tell: Progress | None = None) -> dict:
         return load_clip(clip_folder(str(source), tell))
     clip = _load_model(folder / "clip", CLIPModel, "model.safetensors", torch.float32)
     tokenizer = folder / "clip_tokenizer"
-    return {"clip": clip} | _clip_readers(folder / "clip_processor", tokenizer if tokenizer.is_dir() else None)
+    return {"clip": clip} | _clip_readers(CLIPModel, folder / "clip_processor", tokenizer if tokenizer.is_dir() else None)
 
 
 def load_clip(folder: Path) -> dict:
@@ -371,9 +441,13 @@ def load_clip(folder: Path) -> dict:
         path = folder / "pytorch_model.bin"
         shapes = {key: tuple(value.shape) for key, value in read_torch(path).tensors.items()}
     config = read_json(folder / "config.json")
-    _check_config(CLIPModel, config, folder / "config.json", shapes)
+    kind = config.get("model_type", "clip")
+    if kind not in RANKERS:
+        raise ModelError(f"{folder / 'config.json'}: the model_type is {str(kind)[:40]!r}; what ranks must be one of {', '.join(RANKERS)}.")
+    cls, _ = RANKERS[kind]
+    _check_config(cls, config, folder / "config.json", shapes)
     try:
-        clip, found = CLIPModel.from_pretrained(folder, dtype=torch.float32, output_loading_info=True, weights_only=True)
+        clip, found = cls.from_pretrained(folder, dtype=torch.float32, output_loading_info=True, weights_only=True)
     except Exception as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
         raise ModelError(f"{folder}: no CLIP can be loaded from it ({reason}).") from None
@@ -384,31 +458,43 @@ def load_clip(folder: Path) -> dict:
     for key, value in clip.named_parameters():
         if not torch.isfinite(value).all():
             raise ModelError(f"{path}: {key} holds NaN or infinity. The file is damaged: download or save it again.")
-    return {"clip": clip.eval()} | _clip_readers(folder, folder)
+    return {"clip": clip.eval()} | _clip_readers(cls, folder, folder)
 
 
 def clip_folder(source: str, tell: Progress | None) -> Path:
-    """The folder of a CLIP, downloaded where that is needed. Older repositories have no safetensors."""
+    """The folder of a CLIP, downloaded where that is needed. Older repositories have no safetensors, SigLIP's no merges.txt."""
     if Path(source).is_dir():
         return Path(source)
     new, old = (CLIP_FILES + [weights] for weights in ("model.safetensors", "pytorch_model.bin"))
-    if not downloads.is_cached(source, new) and downloads.is_cached(source, old):
-        return downloads.fetch(source, old, tell=tell)
+    siglip = ["*.json", "model.safetensors"]
+    kinds = [new, old, siglip]
+    here = next((files for files in kinds if downloads.is_cached(source, files)), None)
+    if here:
+        return downloads.fetch(source, here, tell=tell)
     try:
         return downloads.fetch(source, new, tell=tell)
     except ModelError as error:
         if "no file model.safetensors" in str(error):
             return downloads.fetch(source, old, tell=tell)
+        if re.search(r"no file (vocab\.json|merges\.txt)", str(error)):
+            return downloads.fetch(source, siglip, tell=tell)
         raise ModelError(f"{error} It is the CLIP that ranks: --clip none draws without.") from None
 
 
-def _clip_readers(processor: Path, tokenizer: Path | None) -> dict:
+def _clip_readers(cls, processor: Path, tokenizer: Path | None) -> dict:
     read_json(processor / "preprocessor_config.json")
+    reader, clip_tokenizer = CLIPImageProcessorPil, None
     try:
-        return {
-            "clip_processor": CLIPImageProcessorPil.from_pretrained(processor),
-            "clip_tokenizer": AutoTokenizer.from_pretrained(tokenizer, trust_remote_code=False) if tokenizer else None,
-        }
+        if cls is SiglipModel:
+            reader = SiglipImageProcessorPil
+            if tokenizer:  # as the file has it: the class that its tokenizer_config.json names may build another one
+                read_json(tokenizer / "tokenizer.json")
+                clip_tokenizer = PreTrainedTokenizerFast.from_pretrained(tokenizer)
+        elif tokenizer:
+            clip_tokenizer = AutoTokenizer.from_pretrained(tokenizer, trust_remote_code=False)
+        return {"clip_processor": reader.from_pretrained(processor), "clip_tokenizer": clip_tokenizer}
+    except ModelError:
+        raise
     except Exception as error:
         raise ModelError(f"{processor}: the CLIP processor or its tokenizer cannot be read ({error}).") from None
 
@@ -420,7 +506,8 @@ def _load_model(folder: Path, cls, file: str, dtype: torch.dtype, lora: Lora | N
     own = {key: config.pop(key) for key in OWN_CONFIG if key in config}
     try:
         with torch.device("meta"):  # the structure alone: no memory, no random numbers
-            model = CLIPModel(CLIPConfig(**config)) if cls is CLIPModel else cls.from_config(config)
+            kind = next((kind for kind, (model, _) in RANKERS.items() if model is cls), None)
+            model = cls(RANKERS[kind][1](**config)) if kind else cls.from_config(config)
         if not own.get("has_encoder", True):
             drop_encoder(model)
         if "pixel_range" in own:
@@ -441,7 +528,7 @@ def _load_model(folder: Path, cls, file: str, dtype: torch.dtype, lora: Lora | N
         try:
             with safe_open(path, "pt") as weights:  # mapped for each anew: the pages of all would count as memory in use
                 # In memory of its own: in the file it may begin anywhere, where kernels round otherwise.
-                exact = cls is CLIPModel or cls is VQModel and not key.startswith(("decoder.", "post_quant_conv."))
+                exact = cls in (CLIPModel, SiglipModel) or cls is VQModel and not key.startswith(("decoder.", "post_quant_conv."))
                 value = weights.get_tensor(key)
                 if key in changes:  # in float32, before it is rounded to the dtype
                     value = lora.merged(key, value, changes.pop(key))
@@ -475,7 +562,9 @@ def _trial(model) -> None:
         pixels = images.decode(model, zeros(1, 4, 4))
         if images.has_encoder(model):
             images.encode(model, pixels)
-    elif isinstance(model, CLIPModel):
+    elif isinstance(model, Describer):
+        model(zeros(1, 3, model.config.image_size, model.config.image_size, dtype=torch.float))
+    elif isinstance(model, CLIPModel | SiglipModel):
         size, length = model.config.vision_config.image_size, model.config.text_config.max_position_embeddings
         model(zeros(1, length), zeros(1, 3, size, size, dtype=torch.float))
     else:
@@ -504,7 +593,7 @@ def _check_config(cls, config: dict, path: Path, shapes: dict[str, tuple[int, ..
         if isinstance(channels, list):
             claims["the length of block_out_channels"] = len(channels), levels
         layers = levels * resnets
-    elif cls is CLIPModel:
+    elif cls in (CLIPModel, SiglipModel):
         claims, layers = {}, 0
         for part in ("text", "vision"):
             found = numbered(shapes, f"{part}_model.encoder.layers.")
@@ -516,6 +605,8 @@ def _check_config(cls, config: dict, path: Path, shapes: dict[str, tuple[int, ..
         prefixes = {"num_layers": "blocks."}
         if cls is BartPrior:
             prefixes = {"encoder_layers": "encoder.", "decoder_layers": "decoder."}
+        elif cls is Describer:
+            prefixes = {"num_layers": "tower.encoder.layers."}
         claims = {key: (config.get(key), numbered(shapes, prefix)) for key, prefix in prefixes.items()}
         layers = sum(found for _, found in claims.values())
     for key, (said, found) in claims.items():
@@ -546,7 +637,8 @@ def _check_sizes(pipe: DallePipeline, folder: Path) -> None:
     if pipe.grid_size**2 != pipe.prior.config.image_length:
         raise ModelError(f"{folder}: {pipe.prior.config.image_length} image tokens are no square grid.")
     try:
-        encode_prompts(pipe.text_tokenizer, ["", "a"], pipe.prior.config.text_length, pipe.config.text_normalizer)
+        for prompt in ("", "a"):
+            encode_pair(pipe.text_tokenizer, prompt, "", *pipe.reading)
     except Exception as error:
         raise ModelError(f"{folder / 'text_tokenizer'}: a prompt cannot be read with it ({error!r}).") from None
     if pipe.clip is not None:

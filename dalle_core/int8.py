@@ -16,7 +16,7 @@ from torch import nn
 
 from dalle_core.errors import ModelError
 from dalle_core.memory import give_back
-from dalle_core.rows import FEW_ROWS
+from dalle_core.priors.rows import FEW_ROWS
 
 LEVELS, MIDDLE = 127, 128
 

@@ -115,7 +115,8 @@ def candidate_bytes(config, itemsize: int, prompts: int) -> int:
     layers, length = config.get("decoder_layers"), config.image_length
     if layers is None:  # a decoder-only prior keeps the text with each row
         layers, length = config.num_layers, config.image_length + config.text_length
-    cache = 2 * layers * length * config.hidden_size * itemsize
+    width = config.hidden_size * config.get("num_kv_heads", config.num_heads) // config.num_heads  # of its keys
+    cache = 2 * layers * length * width * itemsize
     logits = 6 * config.image_vocab_size * 8  # sampling works in float64
     return prompts * cache + logits
 

@@ -10,7 +10,7 @@ from torch import nn
 
 from dalle_core.errors import ModelError
 from dalle_core.memory import give_back, is_out_of_memory
-from dalle_core.rows import FEW_ROWS
+from dalle_core.priors.rows import FEW_ROWS
 
 TYPICAL_ROWS = 32  # what the layout is chosen for; any number of rows is right
 

@@ -2,30 +2,36 @@
 
 import math
 import secrets
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, replace
 
 import torch
 import torch.nn.functional as F
 from diffusers import DiffusionPipeline, VQModel
 from PIL import Image, ImageOps
-from transformers import CLIPImageProcessorPil, CLIPModel, PreTrainedTokenizerFast
+from transformers import CLIPImageProcessorPil, PreTrainedTokenizerFast, SiglipImageProcessorPil
 
 from dalle_core import image_tokenizer as images
 from dalle_core import memory
 from dalle_core import rerank as clip_rerank
-from dalle_core.bart_prior import BartPrior
+from dalle_core.describer import Describer, answer
 from dalle_core.engine import Engine, SamplingSettings, generate, on_engine
 from dalle_core.errors import InputError, ModelError
-from dalle_core.gpt_prior import GPTPrior
 from dalle_core.int8 import is_quantized
+from dalle_core.priors.bart import BartPrior
+from dalle_core.priors.gpt import GPTPrior
+from dalle_core.priors.llama import LlamaPrior
 from dalle_core.request import DrawingRequest, Limits, number, token_grid
 from dalle_core.sampling import candidate_uniforms
 from dalle_core.text_normalizer import NORMALIZERS
-from dalle_core.text_tokenizer import encode_prompts, fit_prompt
+from dalle_core.text_tokenizer import encode_pair, encode_prompts, encode_question, fit_prompt
 from dalle_core.vocabulary import Vocabulary, unknown_words
 
+MOVED = {"dalle_core.gpt_prior": "dalle_core.priors.gpt", "dalle_core.bart_prior": "dalle_core.priors.bart"}
 LABELS = 32  # that CLIP reads at a time
+QUESTION, QUESTION_LENGTH = "What is in this picture?", 1024  # what is asked where nothing is; ids of a question at most
 NOT_DRAWN = 0.86  # light grey in [-1, 1]: cells of a preview whose token is not drawn yet
 
 
@@ -63,6 +69,29 @@ class Step:
     generation: Generation | None = None
 
 
+class PreviewPace:
+    """Where previews take seconds, they become rare and late: all together they take about a tenth of a drawing's time."""
+
+    QUICK = 0.5  # seconds; previews below it are never left out
+    SHARE = 0.1
+
+    def __init__(self):
+        self._began = time.monotonic()
+        self._spent = self._a_cell = 0.0  # seconds
+
+    def allows(self, cells: int) -> bool:
+        """Whether a preview of so many drawn tokens is in time."""
+        ahead = self._a_cell * cells
+        return ahead < self.QUICK or self._spent + ahead < self.SHARE * (time.monotonic() - self._began)
+
+    @contextmanager
+    def timed(self, cells: int) -> Iterator[None]:
+        began = time.monotonic()
+        yield
+        took = time.monotonic() - began
+        self._spent, self._a_cell = self._spent + took, took / cells
+
+
 @dataclass(frozen=True)
 class Label:
     """How well a label fits a picture."""
@@ -80,16 +109,17 @@ class DallePipeline(DiffusionPipeline):
     """
 
     model_cpu_offload_seq = "prior->image_tokenizer->clip"
-    _optional_components = ["clip", "clip_processor", "clip_tokenizer"]
+    _optional_components = ["clip", "clip_processor", "clip_tokenizer", "describer"]
 
     def __init__(
         self,
         image_tokenizer: VQModel,
         text_tokenizer: PreTrainedTokenizerFast,
-        prior: GPTPrior | BartPrior,
-        clip: CLIPModel | None = None,
-        clip_processor: CLIPImageProcessorPil | None = None,
+        prior: GPTPrior | BartPrior | LlamaPrior,
+        clip: clip_rerank.Ranker | None = None,
+        clip_processor: CLIPImageProcessorPil | SiglipImageProcessorPil | None = None,
         clip_tokenizer: PreTrainedTokenizerFast | None = None,
+        describer: Describer | None = None,
         name: str = "unnamed",
         defaults: dict | None = None,
         examples: list[str] | None = None,
@@ -97,31 +127,45 @@ class DallePipeline(DiffusionPipeline):
         licence: str = "unknown",
         labels: list[str] | None = None,
         vocabulary: dict | None = None,
+        prompt_template: str | None = None,
+        cpu_candidates: int = 64,
     ):
         """clip None: nothing is ranked. clip_tokenizer None: CLIP reads the prior's ids. text_normalizer: a key of
         `text_normalizer.NORMALIZERS`. labels: what the model knows by name, to recognise pictures with. vocabulary: all
-        words that it knows, for `unknown_words`, as `Vocabulary.of` reads them."""
+        words that it knows, for `unknown_words`, as `Vocabulary.of` reads them. prompt_template: see
+        `text_tokenizer.encode_pair`. cpu_candidates: the most that are drawn in one go on a CPU."""
         super().__init__()
         self.register_modules(
             image_tokenizer=image_tokenizer, text_tokenizer=text_tokenizer, prior=prior, clip=clip,
-            clip_processor=clip_processor, clip_tokenizer=clip_tokenizer,
+            clip_processor=clip_processor, clip_tokenizer=clip_tokenizer, describer=describer,
         )  # fmt: skip
         sampling = {"num_candidates": 16} | asdict(SamplingSettings()) | dict(defaults or {})
         self.register_to_config(
             name=name, defaults=sampling, examples=list(examples or []), text_normalizer=text_normalizer,
-            licence=licence, labels=list(labels or []), vocabulary=vocabulary,
+            licence=licence, labels=list(labels or []), vocabulary=vocabulary, prompt_template=prompt_template,
+            cpu_candidates=cpu_candidates,
         )  # fmt: skip
         self._vocabulary = Vocabulary.of(vocabulary)
         self.engine = Engine(prior)
         self._memory = memory.Shares()
         self.chunk_size: int | None = None  # candidates sampled at a time; None: what fits, up to 64
         self.max_candidates = 64
+        self.bring_describer: Callable[[], Describer] | None = None  # reads it when it is first asked for
         self.revision = ""  # which weights these are, among all of this name; `load` says it
+
+    @classmethod
+    def load_config(cls, *args, **kwargs):
+        """As diffusers' own; folders that were saved before the priors moved name their modules of then."""
+        config = super().load_config(*args, **kwargs)
+        if isinstance(config, dict) and isinstance(prior := config.get("prior"), list):
+            config["prior"] = [MOVED.get(prior[0], prior[0]), *prior[1:]]
+        return config
 
     def save_pretrained(self, *args, **kwargs) -> None:
         """As diffusers' own. Raises ModelError for 8-bit weights, which are made at loading and never stored."""
         if is_quantized(self.prior):
             raise ModelError("int8 weights are not saved: load the model in float32 or bfloat16 to save it.")
+        self.load_describer()
         super().save_pretrained(*args, **kwargs)
 
     def to(self, *args, **kwargs) -> "DallePipeline":
@@ -146,6 +190,11 @@ class DallePipeline(DiffusionPipeline):
                 raise InputError(f"{key} must be a list of texts.")
         if self.config.text_normalizer not in (None, *NORMALIZERS):
             raise InputError(f"text_normalizer is {self.config.text_normalizer!r}; it must be null or one of {', '.join(NORMALIZERS)}.")
+        template, most = self.config.prompt_template, self.config.cpu_candidates
+        if template is not None and not (isinstance(template, str) and template.count("{prompt}") == 1):
+            raise InputError('prompt_template must be null, or text with "{prompt}" in one place.')
+        if type(most) is not int or most < 1:
+            raise InputError(f"cpu_candidates is {str(most)[:20]}; it must be a whole number from 1.")
         DrawingRequest("").checked(self.limits, self.defaults)
 
     @property
@@ -181,7 +230,22 @@ class DallePipeline(DiffusionPipeline):
 
     def fit_prompt(self, prompt: str) -> tuple[str, str]:
         """(what the model reads of a prompt, what does not fit its text length)."""
-        return fit_prompt(self.text_tokenizer, prompt, self.prior.config.text_length, self.config.text_normalizer)
+        return fit_prompt(self.text_tokenizer, prompt, *self.reading)
+
+    def fit_for_clip(self, prompt: str) -> tuple[str, str]:
+        """(what CLIP reads of what the model reads of a prompt, the rest of it); without CLIP there is no rest."""
+        used, _ = self.fit_prompt(prompt)
+        if self.clip is None:
+            return used, ""
+        try:
+            return clip_rerank.fit(self.clip, self.clip_tokenizer or self.text_tokenizer, used)
+        except InputError:  # it knows none of the words: it reads their unknowns
+            return used, ""
+
+    @property
+    def reading(self) -> tuple[int, str | None, str | None]:
+        """How the prior reads a prompt: the ids that it reads at most, the normaliser, the template."""
+        return self.prior.config.text_length, self.config.text_normalizer, self.config.prompt_template
 
     def unknown_words(self, prompt: str) -> list[tuple[str, list[str]]]:
         """The words of a prompt that the model does not know, each with the nearest that it does, see `vocabulary`; none where
@@ -224,23 +288,27 @@ class DallePipeline(DiffusionPipeline):
     def log_likelihood(self, tokens: torch.Tensor, prompts: list[str]) -> list[float]:
         """log p(tokens | prompt) of each prompt, in nats a token: how well the prior finds that the picture fits."""
         tokens = token_grid(tokens, self.limits).flatten()
-        parts = [self._log_likelihoods(tokens, prompts[i : i + 8]) for i in range(0, len(prompts), 8)]
+        together = 1 if self.config.prompt_template else 8  # without padding each prompt has a length of its own
+        parts = [self._log_likelihoods(tokens, prompts[i : i + together]) for i in range(0, len(prompts), together)]
         return [value for part in parts for value in part]
 
     @on_engine  # a few at a time: others' tokens are drawn in between
     @torch.inference_mode()
     def _log_likelihoods(self, tokens: torch.Tensor, prompts: list[str]) -> list[float]:
-        text_ids = encode_prompts(self.text_tokenizer, prompts, self.prior.config.text_length, self.config.text_normalizer)
+        if self.config.prompt_template:
+            text_ids, _ = encode_pair(self.text_tokenizer, prompts[0], "", *self.reading)
+        else:
+            text_ids = encode_prompts(self.text_tokenizer, prompts, *self.reading[:2])
         text_ids, rows = text_ids.to(self.prior.device), tokens.to(self.prior.device).expand(len(text_ids), -1)
         logits = self.prior(text_ids, rows[:, :-1]).float()
         loss = F.cross_entropy(logits.flatten(0, 1), rows.flatten(), reduction="none")
         return (-loss.view_as(rows).mean(1)).tolist()
 
-    def recognise(self, image: Image.Image, labels: list[str] | None = None, deep: int = 12) -> list["Label"]:
+    def recognise(self, image: Image.Image, labels: list[str] | None = None, deep: int | None = None) -> list["Label"]:
         """What a picture shows, most likely first by CLIP: each label's CLIP cosine and probability and, for the first
         `deep` (if the image tokenizer can read pictures), the prior's log-likelihood of the picture given the label.
 
-        labels None: the model's own. Raises InputError when there are no labels, or no CLIP.
+        labels None: the model's own. deep None: twelve, or as many as are drawn in one go. Raises InputError when there are no labels, or no CLIP.
         """
         labels = [label.strip() for label in (self.config.labels if labels is None else labels) if label.strip()]
         if not labels:
@@ -253,6 +321,7 @@ class DallePipeline(DiffusionPipeline):
         shares = (cosines * self.clip.logit_scale.detach().exp().float().cpu()).softmax(0)
         order = cosines.argsort(descending=True).tolist()
         likelihoods = {}
+        deep = min(12, self.max_candidates) if deep is None else deep
         if deep and images.has_encoder(self.image_tokenizer):
             first = [labels[i] for i in order[:deep]]
             likelihoods = dict(zip(first, self.log_likelihood(self._encode(square), first)))
@@ -268,6 +337,46 @@ class DallePipeline(DiffusionPipeline):
         """picture [D] -> CLIP's cosines with the labels [B], on the CPU."""
         tokenizer = self.clip_tokenizer or self.text_tokenizer
         return (clip_rerank.text_embeddings(self.clip, tokenizer, labels) @ picture).cpu()
+
+    @property
+    def answers(self) -> bool:
+        """Whether it can answer a question about a picture in words."""
+        return self.describer is not None or self.bring_describer is not None
+
+    @on_engine
+    def load_describer(self) -> None:
+        """Reads what looks at pictures, if there is one and it is not here yet. Raises ModelError as `load` does."""
+        if self.describer is None and self.bring_describer is not None:
+            self.register_modules(describer=self.bring_describer())
+
+    def describe(self, image: Image.Image, question: str = QUESTION, most: int = 512) -> str:
+        """The answer to a question about a picture, of at most `most` tokens; see `describing`."""
+        text = ""
+        for text in self.describing(image, question, most):
+            pass
+        return text
+
+    def describing(self, image: Image.Image, question: str = QUESTION, most: int = 512) -> Iterator[str]:
+        """Yields the answer as far as it is written, the whole of it again each time. Closing the iterator stops the work.
+
+        Raises InputError for a blank question, or when the model does not answer.
+        """
+        if not self.answers:
+            raise InputError("This model draws, but it does not answer questions: load Janus-Pro for that (janus-pro-1b).")
+        if not question.strip():
+            raise InputError("The question is empty: ask something about the picture.")
+        return self._describing(image, question.strip(), most)
+
+    def _describing(self, image: Image.Image, question: str, most: int) -> Iterator[str]:
+        self.load_describer()
+        tokenizer = self.text_tokenizer
+        ids, place = encode_question(tokenizer, question, QUESTION_LENGTH, self.describer.config.question_template)
+        found = []
+        with closing(answer(self.engine, self.describer, ids, place, self.describer.look(image), tokenizer.eos_token_id, most)) as new:
+            for id in new:
+                found.append(id)
+                # Half of a character of several bytes waits for the rest.
+                yield tokenizer.decode(found, skip_special_tokens=True).rstrip("\ufffd").strip()
 
     def candidates_that_fit(self, guided: bool = True) -> int:
         """How many candidates can be drawn together in the memory that is free, at most `max_candidates`."""
@@ -300,7 +409,7 @@ class DallePipeline(DiffusionPipeline):
         What is None comes from the model's `defaults`; a seed that is None is drawn at random. The negative prompt
         takes the null prompt's place in guidance, so it needs a guidance scale other than 1. image_tokens with keep
         (both [grid, grid], keep boolean) forces the tokens where keep is true and draws the others. preview_every:
-        positions between previews, 0 for none.
+        positions between previews, 0 for none; fewer come where they would take much of the time (`PreviewPace`).
 
         Raises InputError, before anything is computed, naming the argument, its value and what is allowed.
         """
@@ -335,11 +444,9 @@ class DallePipeline(DiffusionPipeline):
         count, length = generation.settings["num_candidates"], self.prior.config.image_length
         device = self.prior.device
         text_ids, null_ids = (
-            encode_prompts(
-                self.text_tokenizer, [text], self.prior.config.text_length, self.config.text_normalizer
-            ).to(device)
-            for text in (generation.used_prompt, negative)
+            ids.to(device) for ids in encode_pair(self.text_tokenizer, generation.used_prompt, negative, *self.reading)
         )
+        pace = PreviewPace()
         finished = torch.empty(0, length, dtype=torch.long)  # tokens, on the CPU
         shown: list[Image.Image] = []  # of the finished ones
         while len(finished) < count:
@@ -350,9 +457,11 @@ class DallePipeline(DiffusionPipeline):
             try:
                 for position, tokens in enumerate(steps, 1):
                     previews = None
-                    if preview_every and position % preview_every == 0 and position < length:
+                    asked = preview_every and position % preview_every == 0 and position < length
+                    if asked and pace.allows(position * len(rows)):
                         waiting = [self._not_drawn()] * (count - rows.stop)
-                        previews = shown + self._preview(tokens, position) + waiting
+                        with pace.timed(position * len(rows)):
+                            previews = shown + self._preview(tokens, position) + waiting
                     index = len(finished) * length + len(rows) * position
                     if index < count * length:
                         yield Step(index, count * length, previews)

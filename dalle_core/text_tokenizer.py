@@ -2,6 +2,7 @@
 
 import bisect
 import re
+from itertools import chain
 
 import torch
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
@@ -55,12 +56,63 @@ def encode_prompts(
     return torch.tensor([ids[:length] + [tokenizer.pad_token_id] * (length - len(ids)) for ids in rows])
 
 
+def encode_pair(
+    tokenizer: PreTrainedTokenizerFast, prompt: str, negative: str, length: int, normalizer: str | None = None,
+    template: str | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
+    """The ids of a prompt and of what guidance leads away from, the null prompt ("") or a negative one: both [1, T].
+
+    Without a template T is `length`, as of `encode_prompts`. With one the prompt stands in the place of "{prompt}", nothing
+    is padded, and the null row has as many ids: all but its first and its last are [PAD], which are seen like any other
+    (deepseek-ai/Janus, generation_inference.py). A negative prompt is made as long by [PAD] behind its words, or by leaving
+    out the last of them.
+    """
+    if template is None:
+        text, null = (encode_prompts(tokenizer, [text], length, normalizer) for text in (prompt, negative))
+        return text, null
+    pad = tokenizer.pad_token_id
+    before, words, after = _in_template(tokenizer, prompt, normalizer, template)
+    words = words[: max(length - len(before) - len(after), 0)]
+    if negative:
+        other = _in_template(tokenizer, negative, normalizer, template)[1]
+        null = [*before, *(other + [pad] * len(words))[: len(words)], *after]
+    else:
+        null = [before[0], *[pad] * (len(before) + len(words) + len(after) - 2), after[-1]]
+    return torch.tensor([[*before, *words, *after]]), torch.tensor([null])
+
+
+def encode_question(tokenizer: PreTrainedTokenizerFast, question: str, length: int, template: str) -> tuple[list[int], int]:
+    """The ids of a question about a picture, whose end is cut where there are more than `length`, and the place among them
+    of the one that stands for the picture ("<image_placeholder>" in the template)."""
+    before, words, after = _in_template(tokenizer, question, None, template)
+    ids = [*before, *words[: max(length - len(before) - len(after), 0)], *after]
+    return ids, before.index(tokenizer.convert_tokens_to_ids("<image_placeholder>"))
+
+
+def _in_template(tokenizer, prompt: str, normalizer: str | None, template: str) -> tuple[list[int], list[int], list[int]]:
+    """The ids before, of, and behind the piece between two marks in which the prompt stands.
+
+    The marks of the template are marks; in a prompt they are dropped, or read as the characters that they are.
+    """
+    marks = tokenizer.get_added_vocab()
+    pieces = re.split("(" + "|".join(re.escape(mark) for mark in sorted(marks, key=len, reverse=True)) + ")", template)
+    place = next(i for i, piece in enumerate(pieces) if "{prompt}" in piece)
+    pieces[place] = pieces[place].replace("{prompt}", NORMALIZERS[normalizer](prompt) if normalizer else prompt)
+    # Always the same setting: it stays in the tokenizer, which threads share.
+    plain = tokenizer(pieces, split_special_tokens=True, add_special_tokens=False)["input_ids"]
+    ids = [[marks[piece]] if piece in marks else found for piece, found in zip(pieces, plain)]
+    own = {*tokenizer.all_special_ids, *(marks[piece] for piece in pieces if piece in marks)}
+    before, after = (list(chain.from_iterable(part)) for part in (ids[:place], ids[place + 1 :]))
+    return before, [id for id in ids[place] if id not in own], after
+
+
 def fit_prompt(
-    tokenizer: PreTrainedTokenizerFast, prompt: str, length: int, normalizer: str | None = None
-) -> tuple[str, str]:
+    tokenizer: PreTrainedTokenizerFast, prompt: str, length: int, normalizer: str | None = None,
+    template: str | None = None,
+) -> tuple[str, str]:  # fmt: skip
     """(what fits `length` ids, what is dropped), cut between words; control characters and outer spaces are removed.
 
-    Raises InputError for a prompt that is blank, or of which the tokenizer knows nothing.
+    template: as of `encode_pair`. Raises InputError for a prompt that is blank, or of which the tokenizer knows nothing.
     """
     prompt = prompt.encode("utf-8", "ignore").decode()  # half of a surrogate pair is no character
     prompt = _CONTROL.sub(" ", prompt).strip()
@@ -68,16 +120,22 @@ def fit_prompt(
         raise InputError("The prompt is empty: describe what to draw.")
     # No token is longer than this many characters in any tokenizer of the field; a million need not be read.
     head = prompt[: 64 * length]
-    ids = _ids(tokenizer, [head], normalizer)[0]
+
+    def ids_of(end: int) -> list[int]:
+        if template is None:
+            return _ids(tokenizer, [head[:end]], normalizer)[0]
+        return list(chain.from_iterable(_in_template(tokenizer, head[:end], normalizer, template)))
+
+    ids = ids_of(len(head))
     known = set(ids) - {tokenizer.unk_token_id, tokenizer.bos_token_id, tokenizer.eos_token_id}
     if not known:
         raise InputError(f"This model knows none of the characters of {prompt[:40]!r}: try other words.")
     if len(ids) <= length and head == prompt:
         return prompt, ""
     ends = [match.end() for match in _WORD.finditer(head)]
-    if len(_ids(tokenizer, [head[: ends[0]]], normalizer)[0]) > length:
+    if len(ids_of(ends[0])) > length:
         ends = list(range(1, len(head) + 1))  # not even the first word fits
-    count = bisect.bisect_right(ends, length, key=lambda end: len(_ids(tokenizer, [head[:end]], normalizer)[0]))
+    count = bisect.bisect_right(ends, length, key=lambda end: len(ids_of(end)))
     end = ends[max(count, 1) - 1]
     return prompt[:end].strip(), prompt[end:].strip()
 

@@ -53,8 +53,8 @@ def create_demo(studio: Studio, together: int = 4, runs: Path | None = None) -> 
                 picture, words, opening = complete.build(studio, together, create.controls.save_recipe, tab)
             with gr.Tab("Tokens", id="tokens"):
                 tokens.build(studio)
-            with gr.Tab("Recognise", id="recognise"):
-                recognise.build(studio, together)
+            with gr.Tab("Recognise", id="recognise") as tab:
+                recognise.build(studio, together, tab)
             with gr.Tab("Compare", id="compare"):
                 compare.build(studio, together)
             with gr.Tab("Augment", id="augment"):

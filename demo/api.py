@@ -22,6 +22,7 @@ from dalle_core import InputError
 from dalle_core.augment import rows_of
 from dalle_core.compare import AXES, axis, best
 from dalle_core.pictures import png, psnr
+from dalle_core.pipeline import QUESTION
 from dalle_core.request import SETTINGS, DrawingRequest, number, text
 from dalle_core.studio.fetch import fetched
 from dalle_core.studio.grid import Grid
@@ -64,7 +65,7 @@ class Drawing(TypedDict):
     previews: list[str]  # unfinished pictures as data URIs
     candidates: list[Candidate]  # when done: best first
     settings: Settings | None  # when done: what it was drawn with
-    unread: dict[str, str]  # "prompt" or "negative prompt" -> its end, where the model reads less than was given
+    unread: dict[str, str]  # "prompt", "negative prompt", "prompt, for CLIP" -> its end, where less is read than was given
     unknown: dict[str, list[str]]  # words of the prompt that the model does not know -> the nearest ones that it does
 
 
@@ -239,6 +240,18 @@ class Endpoints:
             for one in found
         ])  # fmt: skip
 
+    def describe(self, request: gr.Request, picture: FileData, question: str = QUESTION) -> Iterator[str]:
+        """Answers a question about a picture in words, if the model that is loaded can. Streams the answer as far as it is
+        written; the last event is the whole of it.
+
+        Args:
+            picture: The picture.
+            question: What is asked, in English or Chinese.
+        """
+        with closing(self.studio.describe(visitor(request), self._file(request, picture), question)) as answers:
+            for answer in answers:
+                yield shown(request, answer)
+
     def compare(
         self, request: gr.Request, prompt: str, x: Literal[AXES], x_values: list, y: Literal[AXES] | None = None,
         y_values: list | None = None, negative_prompt: str = "", num_candidates: int | None = None,
@@ -349,8 +362,8 @@ def build(studio: Studio, together: int) -> None:
     """Adds the endpoints to the page that is being built; what computes is among the drawings that go on at once."""
     endpoints = Endpoints(studio)
     computing = (
-        endpoints.generate, endpoints.complete, endpoints.reconstruct, endpoints.decode, endpoints.recognise, endpoints.compare,
-        endpoints.augment,
+        endpoints.generate, endpoints.complete, endpoints.reconstruct, endpoints.decode, endpoints.recognise, endpoints.describe,
+        endpoints.compare, endpoints.augment,
     )  # fmt: skip
     for method in computing:
         _add(method, concurrency_id="sampling", concurrency_limit=together)

@@ -46,8 +46,11 @@ def cut(update: Update) -> str:
     notices = []
     for what, used, dropped in update.cut:
         tail = dropped if len(dropped) <= 120 else dropped[:120] + "…"
+        long = f"The {what} is longer than this model reads. It stops at: "
+        if what == "prompt, for CLIP":
+            long = "CLIP, which ranks, reads only the beginning of the prompt. It stops at: "
         notices.append(
-            f'<div class="notice">The {what} is longer than this model reads. It stops at: '
+            f'<div class="notice">{long}'
             f'“…{html.escape(used[-40:])}” <s translate="no">{html.escape(tail)}</s></div>'
         )
     return "".join(notices)

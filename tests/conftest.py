@@ -8,8 +8,8 @@ import pytest
 import torch
 from diffusers import VQModel
 
-from dalle_core.gpt_prior import GPTPrior
 from dalle_core.pipeline import DallePipeline
+from dalle_core.priors.gpt import GPTPrior
 from dalle_core.text_tokenizer import train_text_tokenizer
 from dalle_core.training.clip import new_clip, new_image_processor
 

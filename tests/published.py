@@ -8,10 +8,15 @@ from pathlib import Path
 import pytest
 import torch
 from huggingface_hub import constants
+from safetensors.torch import save_file
+from tokenizers import ByteLevelBPETokenizer, Tokenizer
+from tokenizers.processors import TemplateProcessing
 from torch import nn
+from transformers import JanusConfig, JanusForConditionalGeneration
 
 import dalle_core
 from dalle_core import DallePipeline
+from dalle_core.checkpoints import janus
 
 ABSENT = ("pre_self_attn_layer_norm.weight", "pre_encoder_attn_layer_norm.weight", "ln0.weight", "ln1.weight", "final_ln.weight")
 
@@ -122,6 +127,110 @@ class MinDalleFiles:
             tokens.append(token)
             previous = token[:, None]
         return torch.cat(tokens)
+
+
+class JanusFiles:
+    """A tiny Janus of transformers' own with random weights, and the tokenizer of its kind: byte-level merges and marks."""
+
+    MARKS = ["<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>", "ö", "<｜▁pad▁｜>", "<begin_of_image>", "<end_of_image>"]
+    ROLES = ["<image_placeholder>", "<|User|>", "<|Assistant|>"]
+
+    def __init__(self, width=64, heads=4, kv_heads=4, grid=4):
+        text = {"hidden_size": width, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": heads,
+                "num_key_value_heads": kv_heads, "vocab_size": 320, "rms_norm_eps": 1e-6, "max_position_embeddings": 512}  # fmt: skip
+        vision = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 1, "image_size": 16 * grid, "patch_size": 16,
+                  "projection_dim": width, "num_image_tokens": grid * grid}  # fmt: skip
+        codes = {"embed_dim": 8, "num_embeddings": 64, "latent_channels": 32, "base_channels": 32, "num_res_blocks": 1,
+                 "channel_multiplier": [1, 1, 1, 1, 2],
+                 "projection_dim": width, "image_token_embed_dim": width}  # fmt: skip
+        self.tokenizer = self._tokenizer()
+        ids = dict(zip(("bos_token_id", "eos_token_id", "pad_token_id"), self._ids(*self.MARKS[:2], self.MARKS[3])))
+        config = JanusConfig(text_config=text | ids, vision_config=vision, vq_config=codes, tie_word_embeddings=False,
+                             image_token_id=self._ids(self.ROLES[0])[0])  # fmt: skip
+        torch.manual_seed(0)
+        self.model = JanusForConditionalGeneration(config).eval()
+        with torch.no_grad():
+            randomise(self.model)
+            self.model.model.generation_head.vision_head.weight.mul_(8)  # far from uniform
+            for layer in self.model.model.language_model.layers:  # so that all tokens before matter, not the last alone
+                layer.self_attn.q_proj.weight.mul_(3)
+                layer.self_attn.o_proj.weight.mul_(6)
+        generation = self.model.generation_config
+        generation.bos_token_id, generation.eos_token_id, generation.pad_token_id = ids.values()
+        generation.generation_kwargs = {"boi_token_id": self._ids("<begin_of_image>")[0]}
+
+    def _ids(self, *marks: str) -> list[int]:
+        return [self.tokenizer.get_vocab()[mark] for mark in marks]
+
+    def _tokenizer(self) -> Tokenizer:
+        """With a vocabulary of less than the model's 320, as the published ones are."""
+        tokenizer = ByteLevelBPETokenizer(add_prefix_space=False)
+        tokenizer.train_from_iterator(["a red fox and a cat, in the snow"] * 3, 300, show_progress=False)
+        tokenizer.add_tokens(["ö"])  # an added token that is no mark, as the 7B's tokenizer has
+        tokenizer.add_special_tokens([mark for mark in self.MARKS + self.ROLES if mark != "ö"])
+        bos = self.MARKS[0]
+        tokenizer._tokenizer.post_processor = TemplateProcessing(f"{bos} $A", special_tokens=[(bos, tokenizer.token_to_id(bos))])
+        return tokenizer._tokenizer
+
+    def save_transformers(self, folder: Path, dtype=torch.float32, **settings) -> Path:
+        """transformers' layout."""
+        self.model.to(dtype).save_pretrained(folder, **settings)
+        self.model.float()
+        self.tokenizer.save(str(folder / "tokenizer.json"))
+        return folder
+
+    def original(self) -> dict[str, torch.Tensor]:
+        """The tensors as DeepSeek's layout names them, with those that nothing reads (its janus/models)."""
+        names = {ours: theirs for theirs, ours in janus.BEGINNINGS.items()}
+        state, found = self.model.state_dict(), {}
+        for key, value in state.items():
+            key = key.removeprefix("model.")
+            if key.startswith("vision") and (".k_proj." in key or ".v_proj." in key):
+                continue  # in one with q
+            if key.startswith("vision") and ".q_proj." in key:
+                value = torch.cat([state["model." + key.replace(".q_proj.", f".{part}_proj.")] for part in "qkv"])
+                key = key.replace(".self_attn.q_proj.", ".attn.qkv.")
+            if key.startswith("vqmodel."):
+                for old, new in (("mid.block_1", "mid.0"), ("mid.attn_1", "mid.1"), ("mid.block_2", "mid.2"), (".block.", ".res."),
+                                 ("encoder.down.", "encoder.conv_blocks."), ("decoder.up.", "decoder.conv_blocks.")):  # fmt: skip
+                    key = key.replace(old, new)
+            start = next(name for name in names if key.startswith(name))
+            key = names[start] + key[len(start) :]
+            key = key.replace(".layer_norm1.", ".norm1.").replace(".layer_norm2.", ".norm2.")
+            key = key.replace(".self_attn.projection_layer.", ".attn.proj.") if key.startswith("vision") else key
+            found[key] = value[None] if key.endswith("pos_embed") else value
+        found["vision_model.vision_tower.attn_pool.q.weight"] = torch.zeros(64, 64)
+        found["gen_vision_model.quantize.codebook_used"] = torch.zeros(65536)
+        return found
+
+    def save_original(self, folder: Path, dtype=torch.float32, kind="bin", language: dict | None = None, roles=True) -> Path:
+        """DeepSeek's layout. kind: "bin", "shards" (of .bin) or "safetensors"; language: its language_config."""
+        folder.mkdir(parents=True, exist_ok=True)
+        state = {key: value.to(dtype).contiguous() for key, value in self.original().items()}
+        text = self.model.config.text_config
+        if language is None:
+            language = {"hidden_size": text.hidden_size, "num_attention_heads": text.num_attention_heads, "model_type": "llama",
+                        "num_key_value_heads": text.num_key_value_heads, "num_hidden_layers": 2, "vocab_size": 320,
+                        "intermediate_size": 96, "_attn_implementation": "flash_attention_2"}  # fmt: skip
+        config = {"model_type": "multi_modality", "torch_dtype": "bfloat16", "language_config": language,
+                  "vision_config": {"cls": "CLIPVisionTower", "params": {"image_size": 384}},
+                  "gen_vision_config": {"cls": "VQ-16"}}  # fmt: skip
+        (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+        marks = {"bos_token": self.MARKS[0]} | ({"additional_special_tokens": self.ROLES} if roles else {})
+        (folder / "special_tokens_map.json").write_text(json.dumps(marks), encoding="utf-8")
+        self.tokenizer.save(str(folder / "tokenizer.json"))
+        if kind == "safetensors":
+            save_file(state, folder / "model.safetensors")
+        elif kind == "bin":
+            torch.save(state, folder / "pytorch_model.bin")
+        else:
+            keys = sorted(state)
+            shards = {f"pytorch_model-0000{i + 1}-of-00002.bin": keys[i::2] for i in range(2)}
+            for name, part in shards.items():
+                torch.save({key: state[key] for key in part}, folder / name)
+            index = {"weight_map": {key: name for name, part in shards.items() for key in part}}
+            (folder / "pytorch_model.bin.index.json").write_text(json.dumps(index), encoding="utf-8")
+        return folder
 
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")

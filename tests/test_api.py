@@ -19,6 +19,7 @@ from gradio_client.exceptions import AppError
 from PIL import Image
 
 from dalle_core import InputError
+from dalle_core.pictures import png
 from dalle_core.pipeline import Step
 from dalle_core.request import MAX_PROMPT, DrawingRequest
 from dalle_core.studio import fetch
@@ -27,7 +28,7 @@ from dalle_core.vocabulary import Vocabulary
 from demo import create_demo, launch_options, open_studio
 
 README = Path(__file__).parent.parent / "README.md"
-NAMES = {"generate", "complete", "reconstruct", "decode", "recognise", "compare", "augment", "model"}
+NAMES = {"generate", "complete", "reconstruct", "decode", "recognise", "describe", "compare", "augment", "model"}
 NOWHERE = "an http or https address that everybody can reach"
 
 
@@ -291,7 +292,7 @@ def test_all_endpoints_are_tools_with_typed_and_described_arguments(page, client
     generate = tools["generate"]["inputSchema"]
     assert generate["required"] == ["prompt"] and generate["properties"]["prompt"]["type"] == "string"
     assert {"type": "integer"} in generate["properties"]["num_candidates"]["oneOf"]
-    for name in ("complete", "reconstruct", "recognise"):
+    for name in ("complete", "reconstruct", "recognise", "describe"):
         file = tools[name]["inputSchema"]["properties"]["picture"]
         assert set(file) == {"type", "format", "description"} and file["type"] == "string" and "url" in file["format"]
     assert "guidance_scale" in tools["compare"]["inputSchema"]["properties"]["x"]["enum"]
@@ -301,6 +302,7 @@ def test_all_endpoints_are_tools_with_typed_and_described_arguments(page, client
 
 
 GRID = [[1] * 4] * 4
+WHITE = "data:image/png;base64," + base64.b64encode(png(Image.new("RGB", (64, 64), "white"), None)).decode()
 DEEP = json.loads("[" * 200 + "]" * 200)
 WRONG = [
     ("generate", {"prompt": ""}, "prompt is empty"), ("generate", {"prompt": "\x00"}, "prompt is empty"),
@@ -318,6 +320,7 @@ WRONG = [
     ("generate", {"prompt": "a", "top_p": 0}, "above 0 up to 1"), ("generate", {"prompt": "a", "top_k": [0] * 10**5}, "top_k is"),
     ("generate", {"prompt": "a", "preview_every": -1}, "preview_every is '-1'"),
     ("generate", {"prompt": "a", "preview_every": "x"}, "preview_every is 'x'"),
+    ("describe", {"picture": WHITE}, "does not answer questions: load Janus-Pro"),
     ("complete", {"prompt": "a", "rows": 2}, "Give a picture or its tokens"),
     ("complete", {"prompt": "a", "tokens": GRID}, "Give rows or keep"),
     ("complete", {"prompt": "a", "tokens": GRID, "rows": 0}, "rows is '0'; it must be a whole number from 1 to 3."),

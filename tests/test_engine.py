@@ -14,12 +14,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dalle_core.bart_prior import BartPrior
 from dalle_core.engine import Engine, SamplingSettings, generate
-from dalle_core.gpt_prior import GPTPrior
 from dalle_core.int8 import quantize
 from dalle_core.packed import pack
-from dalle_core.rows import ROW_MULTIPLE
+from dalle_core.priors.bart import BartPrior
+from dalle_core.priors.gpt import GPTPrior
+from dalle_core.priors.llama import LlamaPrior
+from dalle_core.priors.rows import ROW_MULTIPLE
 from dalle_core.sampling import candidate_uniforms, guide, sample
 
 VOCAB, LENGTH = 40, 9
@@ -30,13 +31,19 @@ TOLERANCE = {"float32": 1e-5, "packed": 1e-5, "bfloat16": 0.05, "int8": 0.1}
 
 
 @functools.cache
-def prior_of(kind: str, dtype: str = "float32", width=32, heads=2, length=LENGTH) -> GPTPrior | BartPrior:
+def prior_of(kind: str, dtype: str = "float32", width=32, heads=2, length=LENGTH) -> GPTPrior | BartPrior | LlamaPrior:
     """A small prior, always of the same weights, held as `dalle_core.load` holds them ("packed": float32 packed)."""
     with torch.random.fork_rng():
         torch.manual_seed(1)
         if kind == "gpt":
             prior = GPTPrior(20, 4, VOCAB, length, num_layers=2, num_heads=heads, hidden_size=width).eval()
             prior.head.weight.data.mul_(40)  # far from uniform
+        elif kind == "llama":  # heads share keys and values where there are several
+            prior = LlamaPrior(
+                20, 4, VOCAB, length, num_layers=2, num_heads=heads, num_kv_heads=1, hidden_size=width,
+                ffn_size=width * 3 // 2, code_size=8,
+            ).eval()  # fmt: skip
+            prior.head[2].weight.data.mul_(20)
         else:
             prior = BartPrior(
                 20, 4, VOCAB, length, encoder_layers=1, decoder_layers=2, num_heads=heads, hidden_size=width,
@@ -52,7 +59,7 @@ def prior_of(kind: str, dtype: str = "float32", width=32, heads=2, length=LENGTH
 
 
 NO_INT8 = not torch.backends.mkldnn.is_available() or torch.backends.cpu.get_cpu_capability() == "DEFAULT"
-kinds = pytest.mark.parametrize("kind", ["gpt", "bart"])
+kinds = pytest.mark.parametrize("kind", ["gpt", "bart", "llama"])
 dtypes = pytest.mark.parametrize(
     "dtype",
     ["float32", "packed", "bfloat16", pytest.param("int8", marks=pytest.mark.skipif(NO_INT8, reason="no kernels"))],
@@ -198,7 +205,7 @@ def mixed_pass(prior, mix) -> list[torch.Tensor]:
     return prior.decode(steps)
 
 
-@kinds
+@pytest.mark.parametrize("kind", ["gpt", "bart", pytest.param("llama", marks=pytest.mark.full)])  # it takes 25 s
 @torch.inference_mode()
 def test_layers_are_compiled_a_few_times_in_all(kind):
     """As `--compile` does it, without a GPU's kernels: the layers' graphs as PyTorch traces them, once for prompts and a few

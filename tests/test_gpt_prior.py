@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from dalle_core.gpt_prior import GPTPrior
-from dalle_core.rows import ROW_MULTIPLE
+from dalle_core.priors.gpt import GPTPrior
+from dalle_core.priors.rows import ROW_MULTIPLE
 
 
 @pytest.fixture(scope="module")

@@ -17,8 +17,8 @@ def fake(name: str) -> SimpleNamespace:
     cpu = torch.device("cpu")
     return SimpleNamespace(
         name=name, revision="", limits=Limits(64, 4, 64), defaults={}, examples=[], image_size=64, grid_size=4, device=cpu,
-        config=SimpleNamespace(licence="MIT", labels=[]), prior=SimpleNamespace(device=cpu, dtype=torch.float32, config={}),
-        image_tokenizer=SimpleNamespace(parameters=lambda: iter(())), components={},
+        config=SimpleNamespace(licence="MIT", labels=[]), answers=False, components={},
+        prior=SimpleNamespace(device=cpu, dtype=torch.float32, config={}, modules=list), image_tokenizer=SimpleNamespace(modules=list),
     )  # fmt: skip
 
 

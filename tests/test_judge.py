@@ -17,7 +17,7 @@ from dalle_core.training.data import as_pixels, batches, open_dataset
 from dalle_core.training.emoji import EmojiCorpus
 from dalle_core.training.loop import Loop
 from tests.conftest import make_pipeline
-from tests.corpus import CONCEPTS, make_corpus
+from tests.corpus import make_corpus
 from tests.runs import options
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from dalle_core.errors import InputError, ModelError
-from dalle_core.gpt_prior import GPTPrior
+from dalle_core.priors.gpt import GPTPrior
 from dalle_core.training import checkpoints
 from dalle_core.training.arguments import add_arguments, command
 from dalle_core.training.loop import Loop, learning_rate

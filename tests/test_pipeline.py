@@ -3,6 +3,7 @@
 import math
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -208,6 +209,34 @@ def test_save_and_load_is_exact(tiny_pipeline, saved):
         assert same(one, other) and one.score == other.score
     assert loaded.name == "tiny" and loaded.examples == tiny_pipeline.examples
     assert dalle_core.DallePipeline.from_pretrained(saved).defaults == tiny_pipeline.defaults
+
+
+def test_a_folder_that_names_the_prior_s_module_of_before_opens(tiny_pipeline, saved):
+    path = saved / "model_index.json"
+    text = path.read_text(encoding="utf-8")
+    assert "dalle_core.priors.gpt" in text
+    path.write_text(text.replace("dalle_core.priors.gpt", "dalle_core.gpt_prior"), encoding="utf-8")
+    assert dalle_core.load(saved).defaults == dalle_core.DallePipeline.from_pretrained(saved).defaults == tiny_pipeline.defaults
+
+
+def test_previews_that_take_seconds_are_rare_and_late(monkeypatch):
+    """A token takes half a second, a preview 0.02 seconds a drawn cell: as a large model on a CPU."""
+    now = [0.0]
+    monkeypatch.setattr(pipeline, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    pace, shown = pipeline.PreviewPace(), []
+    for position in range(1, 577):
+        now[0] += 0.5
+        if position % 24 == 0 and pace.allows(position):
+            with pace.timed(position):
+                now[0] += 0.02 * position
+            shown.append(position)
+    assert 3 <= len(shown) < 10 and shown[-1] > 300 and all(a < b for a, b in zip(shown, shown[1:]))
+    assert sum(0.02 * position for position in shown) < 0.12 * now[0]
+    quick = pipeline.PreviewPace()
+    for position in range(24, 577, 24):
+        assert quick.allows(position)
+        with quick.timed(position):
+            now[0] += 0.0005 * position
 
 
 @pytest.mark.parametrize(

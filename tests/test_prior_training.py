@@ -13,8 +13,8 @@ from safetensors.torch import load_file
 
 import dalle_core
 from dalle_core import InputError, image_tokenizer
-from dalle_core.bart_prior import BartPrior
-from dalle_core.gpt_prior import GPTPrior
+from dalle_core.priors.bart import BartPrior
+from dalle_core.priors.gpt import GPTPrior
 from dalle_core.training import prior as training
 from dalle_core.training.data import open_dataset
 from dalle_core.training.look import Look

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from dalle_core.gpt_prior import GPTPrior
+from dalle_core.priors.gpt import GPTPrior
 from dalle_core.training import memory
 from dalle_core.training.average import Average
 from dalle_core.training.loop import Together

@@ -12,10 +12,10 @@ import torch
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from dalle_core.bart_prior import BartPrior
 from dalle_core.checkpoints import vqgan
 from dalle_core.checkpoints.tensors import Tensors, need, read_json, read_torch
 from dalle_core.errors import ModelError
+from dalle_core.priors.bart import BartPrior
 from dalle_core.text_normalizer import NORMALIZERS
 
 log = logging.getLogger(__name__)

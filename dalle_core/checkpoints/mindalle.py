@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerFast
 from dalle_core.checkpoints import vqgan
 from dalle_core.checkpoints.tensors import Tensors, need, read_torch
 from dalle_core.errors import ModelError
-from dalle_core.gpt_prior import GPTPrior
+from dalle_core.priors.gpt import GPTPrior
 
 HEAD_SIZE = 64
 CONFIG_BYTES, NESTING = 2**16, 32  # config.yaml is a page of text, three levels deep

@@ -6,6 +6,7 @@ import zipfile
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError, safe_open
 
 from dalle_core.errors import ModelError
 
@@ -14,10 +15,13 @@ JSON_BYTES = 2**26  # a text vocabulary, the longest of them, takes a few times 
 
 
 class Tensors:
-    """The tensors of one file, taken one by one with the shape each must have; what is left at the end is an error."""
+    """The tensors of one file, taken one by one with the shape each must have; what is left at the end is an error.
 
-    def __init__(self, path: Path, tensors: dict[str, torch.Tensor]):
-        self.path, self.tensors = path, dict(tensors)
+    said: for tensors under another name than their file's, or of several files, what errors say instead of path and key.
+    """
+
+    def __init__(self, path: Path, tensors: dict[str, torch.Tensor], said: dict[str, str] | None = None):
+        self.path, self.tensors, self._said = path, dict(tensors), said or {}
 
     def __contains__(self, key: str) -> bool:
         return key in self.tensors
@@ -27,7 +31,7 @@ class Tensors:
         self._present(key)
         shape = tuple(self.tensors[key].shape)
         if len(shape) != dimensions or 0 in shape:
-            raise ModelError(f"{self.path}: {key} has the shape {list(shape)}; {dimensions} dimensions were expected.")
+            raise ModelError(f"{self.name(key)} has the shape {list(shape)}; {dimensions} dimensions were expected.")
         return shape
 
     def take(self, key: str, *shape: int) -> torch.Tensor:
@@ -35,18 +39,18 @@ class Tensors:
         self._present(key)
         tensor = self.tensors.pop(key)
         if tuple(tensor.shape) != shape:
-            raise ModelError(f"{self.path}: {key} has the shape {list(tensor.shape)}; {list(shape)} was expected.")
+            raise ModelError(f"{self.name(key)} has the shape {list(tensor.shape)}; {list(shape)} was expected.")
         if not tensor.is_floating_point():
-            raise ModelError(f"{self.path}: {key} holds {tensor.dtype}, not floating-point numbers.")
+            raise ModelError(f"{self.name(key)} holds {tensor.dtype}, not floating-point numbers.")
         if not torch.isfinite(tensor).all():
-            raise ModelError(f"{self.path}: {key} holds NaN or infinity. The file is damaged: download it again.")
+            raise ModelError(f"{self.name(key)} holds NaN or infinity. The file is damaged: download it again.")
         return tensor.contiguous()
 
     def finish(self) -> None:
         """Raises ModelError when a tensor was not taken."""
         if self.tensors:
-            key = min(self.tensors)
-            raise ModelError(f"{self.path}: the key {key} is unexpected ({len(self.tensors)} of them). It is another model.")
+            path, _, key = self.name(min(self.tensors)).rpartition(": ")
+            raise ModelError(f"{path}: the key {key} is unexpected ({len(self.tensors)} of them). It is another model.")
 
     def count(self, prefix: str) -> int:
         """How many of `prefix`0, `prefix`1, ... there are. Raises ModelError when no model has so many."""
@@ -54,6 +58,10 @@ class Tensors:
         if found > LAYERS:
             raise ModelError(f"{self.path}: it has {found} of {prefix}0, {prefix}1, …; no model has more than {LAYERS}.")
         return found
+
+    def name(self, key: str) -> str:
+        """The file and the key, as errors name them."""
+        return self._said.get(key, f"{self.path}: {key}")
 
     def _present(self, key: str) -> None:
         if key not in self.tensors:
@@ -101,6 +109,15 @@ def read_torch(path: Path, inside: str | None = None) -> Tensors:
     if sum(value.numel() * value.element_size() for value in content.values()) > path.stat().st_size:
         raise ModelError(f"{path} declares more numbers than it holds. It is damaged: download it again.")
     return Tensors(path, content)
+
+
+def read_safetensors(path: Path) -> Tensors:
+    """A file of safetensors; mapped, so that nothing is read before it is looked at."""
+    try:
+        with safe_open(need(path), "pt") as weights:
+            return Tensors(path, {key: weights.get_tensor(key) for key in weights.keys()})
+    except (SafetensorError, OSError) as error:
+        raise ModelError(f"{path} cannot be read ({error}). It is damaged or incomplete: download it again.") from None
 
 
 def need(path: Path) -> Path:

@@ -37,14 +37,16 @@ class Loaded:
     prior_config: dict
     parts: tuple[tuple[str, str, int, str], ...]  # (component, class, numbers, dtype) of each that has weights
     preview_every: int  # tokens between previews that are cheap here; 0: none are
+    answers: bool  # questions about a picture
 
     @classmethod
     def of(cls, source: str, pipe: DallePipeline, model: str | None = None) -> "Loaded":
-        large = sum(p.numel() for p in pipe.image_tokenizer.parameters()) > 20_000_000
+        # Of a large image tokenizer previews take seconds: too long, where the tokens do not take minutes.
+        dear = numbers_of(pipe.image_tokenizer) > 20_000_000 and numbers_of(pipe.prior) < 1_000_000_000
         return cls(
             source, model or source, pipe.name, pipe.revision, pipe.limits, pipe.defaults, pipe.examples, list(pipe.config.labels), pipe.image_size,
             pipe.config.licence, str(pipe.prior.device), pipe.prior.dtype, pipe.prior.config, parts_of(pipe),
-            0 if large and pipe.device.type == "cpu" else 2 * pipe.grid_size,
+            0 if dear and pipe.device.type == "cpu" else 2 * pipe.grid_size, pipe.answers,
         )  # fmt: skip
 
     @property
@@ -54,10 +56,20 @@ class Loaded:
         return known.parameters * self.dtype.itemsize if known else 0
 
 
+def numbers_of(part: torch.nn.Module) -> int:
+    """How many are saved of it. Packed layers count as what they were, and are not unpacked for that: it would take as much
+    memory again."""
+    count = 0
+    for module in part.modules():
+        own = [module.packed, module.bias] if hasattr(module, "packed") else [*module._parameters.values()]
+        own += [value for name, value in module._buffers.items() if name not in module._non_persistent_buffers_set]
+        count += sum(value.numel() for value in own if value is not None)
+    return count
+
+
 def parts_of(pipe: DallePipeline) -> tuple[tuple[str, str, int, str], ...]:
     return tuple(
-        (name, type(part).__name__, sum(value.numel() for value in part.state_dict().values() if torch.is_tensor(value)),
-         str(part.dtype).removeprefix("torch."))
+        (name, type(part).__name__, numbers_of(part), str(part.dtype).removeprefix("torch."))
         for name, part in pipe.components.items() if isinstance(part, torch.nn.Module)
     )  # fmt: skip
 

@@ -24,9 +24,9 @@ from dalle_core.augment import archive as zip_data_set
 from dalle_core.compare import Axis, Cell, plan
 from dalle_core.errors import InputError, ModelError
 from dalle_core.pictures import enlarge, png, save_png
-from dalle_core.pipeline import Label
+from dalle_core.pipeline import QUESTION, Label
 from dalle_core.recipe import Drawn, drawn, read_recipe
-from dalle_core.request import DrawingRequest, number
+from dalle_core.request import DrawingRequest, number, text
 from dalle_core.studio.budgets import Budgets
 from dalle_core.studio.grid import Grid
 from dalle_core.studio.holder import ModelHolder
@@ -282,6 +282,16 @@ class Studio:
                 [found] = self._compute("recognise", image, labels)
             return found
 
+    def describe(self, visitor: str, path: str | None, question: str) -> Iterator[str]:
+        """Streams the answer to a question about a picture, the whole of it again each time. Closing it stops the work."""
+        with sentences("Answering"), self.holder.hold():
+            question = text("question", question or "").strip() or QUESTION
+            image = open_picture(self.file(path))
+            with self.budgets.running(visitor) as clock, closing(self._compute("describing", image, question)) as answers:
+                for answer in answers:
+                    clock.check()
+                    yield answer
+
     # ------------------------------------------------------------ data sets
 
     def cut_prompts(self, rows: list[Row]) -> int:
@@ -413,11 +423,13 @@ def arguments(request: DrawingRequest, seed: int) -> dict:
 
 
 def cuts(pipe, request: DrawingRequest) -> tuple:
-    """(which prompt, what the model reads of it, what it does not) of each prompt that is too long."""
+    """(which prompt, what the model reads of it, what it does not) of each prompt that is too long; last, what CLIP does not
+    read of it, which ranks."""
     found = [("prompt", *pipe.fit_prompt(request.prompt))]
     if request.negative_prompt.strip():
         try:
             found.append(("negative prompt", *pipe.fit_prompt(request.negative_prompt)))
         except InputError:  # the pipeline says it better
             pass
+    found.append(("prompt, for CLIP", *pipe.fit_for_clip(request.prompt)))
     return tuple(cut for cut in found if cut[2])

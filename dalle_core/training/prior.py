@@ -32,11 +32,11 @@ from torch import nn
 from transformers import PreTrainedTokenizerFast
 
 from dalle_core import image_tokenizer
-from dalle_core.bart_prior import BartPrior
 from dalle_core.catalogue import load, open_clip, open_image_tokenizer
 from dalle_core.errors import InputError
-from dalle_core.gpt_prior import GPTPrior
 from dalle_core.pipeline import DallePipeline
+from dalle_core.priors.bart import BartPrior
+from dalle_core.priors.gpt import GPTPrior
 from dalle_core.text_tokenizer import encode_prompts
 from dalle_core.training.adapter import Adapter, add_lora
 from dalle_core.training.arguments import add_arguments, command

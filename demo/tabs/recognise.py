@@ -1,12 +1,15 @@
-"""The Recognise tab: the other half of the model. A picture and labels -> how well each fits, twice."""
+"""The Recognise tab: the other half of the model. A picture and labels -> how well each fits, twice; a question -> an answer
+in words, from a model that writes them."""
 
 import html
+from contextlib import closing
 
 import gradio as gr
 
-from dalle_core.pipeline import Label
+from dalle_core.pipeline import QUESTION, Label
 from dalle_core.request import MAX_PROMPT, text
 from dalle_core.studio.studio import Studio
+from demo.handlers import QUIET
 from demo.public import visitor
 from demo.uploads import picture_input
 
@@ -38,8 +41,9 @@ def ranking(found: list[Label]) -> str:
     return f'<table class="ranking">{head}{"".join(rows)}</table><p>{agree}</p>'
 
 
-def build(studio: Studio, together: int) -> None:
+def build(studio: Studio, together: int, tab: gr.Tab) -> None:
     """Adds the tab; its runs are among those that go on at once."""
+    answers = studio.holder.loaded.answers
     gr.Markdown(
         "What does a picture show? CLIP compares it with every label; the prior says how likely the picture's tokens are "
         "after each label."
@@ -52,8 +56,12 @@ def build(studio: Studio, together: int) -> None:
                 info="Empty: everything the model knows by name.",
             )  # fmt: skip
             run = gr.Button("Recognise", variant="primary", elem_id="recognise")
+            with gr.Group(visible=answers) as asking:
+                question = gr.Textbox(label="Question", placeholder=QUESTION, elem_id="question", max_length=MAX_PROMPT)
+                ask = gr.Button("Ask", elem_id="ask")
         with gr.Column():
             result = gr.HTML("", elem_id="recognised", elem_classes="figures", min_height=120)
+            answer = gr.Textbox(label="Answer", lines=6, interactive=False, visible=answers, elem_id="answer")
 
     def recognise(request: gr.Request, path, labels):
         lines = [line for line in text("labels", labels or "").splitlines() if line.strip()]
@@ -63,3 +71,14 @@ def build(studio: Studio, together: int) -> None:
         recognise, [upload, labels], result, api_visibility="private", concurrency_id="sampling",
         concurrency_limit=together,
     )  # fmt: skip
+
+    def describe(request: gr.Request, path, asked):
+        with closing(studio.describe(visitor(request), path, asked)) as parts:
+            yield from parts
+
+    gr.on(
+        [ask.click, question.submit], describe, [upload, question], answer, api_visibility="private",
+        concurrency_id="sampling", concurrency_limit=together,
+    )  # fmt: skip
+    # Another model may have been loaded, which answers or does not.
+    tab.select(lambda: [gr.update(visible=studio.holder.loaded.answers)] * 2, None, [asking, answer], **QUIET)

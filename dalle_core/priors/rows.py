@@ -31,14 +31,15 @@ def repeat_rows(cached: torch.Tensor, copies: int, filled: int) -> torch.Tensor:
 def attention(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None = None, causal: bool = False
 ) -> torch.Tensor:
-    """softmax(q k / sqrt(D)) v, each [B, H, T, D]. mask, of a shape that broadcasts to [B, H, T, S]: true where q may
-    look; causal: position i of q sees the positions up to i of k.
+    """softmax(q k / sqrt(D)) v, each [B, H, T, D]; of k and v there may be fewer heads, each for the same number of q's that
+    stand side by side. mask, of a shape that broadcasts to [B, H, T, S]: true where q may look; causal: position i of q
+    sees the positions up to i of k.
 
     On a CPU by plain products. The fused kernel's result depends on the thread that a row falls to (seen on AMD), and
     so on what stands beside it; and its backward pass is slower.
     """
     if q.device.type != "cpu":
-        return F.scaled_dot_product_attention(q, k, v, mask, is_causal=causal)
+        return F.scaled_dot_product_attention(q, k, v, mask, is_causal=causal, enable_gqa=q.shape[1] != k.shape[1])
     return _products(q * q.shape[-1] ** -0.5, k, v, mask, causal)
 
 
@@ -71,6 +72,10 @@ def cached_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, caches: 
 
 
 def _products(q, k, v, mask, causal):
+    if (shared := q.shape[1] // k.shape[1]) > 1:
+        if q.shape[2] == 1:  # heads that share keys are as positions of one head: the keys are read once
+            return _products(q.unflatten(1, (-1, shared))[:, :, :, 0], k, v, mask, False).flatten(1, 2)[:, :, None]
+        k, v = k.repeat_interleave(shared, dim=1), v.repeat_interleave(shared, dim=1)
     # A single query is quicker as a column; not in bfloat16, where oneDNN keeps something for every length.
     column = q.shape[-2] == 1 and q.dtype == torch.float32
     scores = (k @ q.mT).mT if column else q @ k.mT  # [B, H, T, S]

@@ -12,7 +12,7 @@ from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from torch import nn
 
-from dalle_core.rows import ROW_MULTIPLE, Groups, attention, cached_attention, pad_rows, repeat_rows
+from dalle_core.priors.rows import ROW_MULTIPLE, Groups, attention, cached_attention, pad_rows, repeat_rows
 
 
 class KVCache:

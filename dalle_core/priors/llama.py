@@ -1,0 +1,196 @@
+"""The prior as a language model that also writes image tokens: p(image token i | text, image tokens before i).
+
+A decoder-only transformer in Llama's form (Touvron et al. 2023, arXiv 2302.13971): RMSNorm before every part, rotary
+positions (Su et al. 2021, arXiv 2104.09864), a gated feed-forward part (SwiGLU, Shazeer 2020), no bias; several heads of
+queries may share one of keys and values (Ainslie et al. 2023, arXiv 2305.13245). Text and image tokens have tables of
+their own; an image token's row is short, and two linear layers bring it to the model's width, as in Janus (Chen et al.
+2025, arXiv 2501.17811). Positions run on from the text into the image, so a prompt has any length up to `text_length`,
+without padding. The hidden state of the last text position predicts image token 0.
+"""
+
+from copy import copy
+
+import torch
+import torch.nn.functional as F
+from diffusers import ConfigMixin, ModelMixin
+from diffusers.configuration_utils import register_to_config
+from torch import nn
+
+from dalle_core.priors.rows import ROW_MULTIPLE, Groups, attention, cached_attention, pad_rows, repeat_rows
+
+Rotation = tuple[torch.Tensor, torch.Tensor]  # cosines and sines [B or 1, T, 1, D]
+
+
+class LlamaCache:
+    """Keys and values of every layer for `rows` sequences of up to `length` positions, allocated once. The caller owns it."""
+
+    def __init__(self, prior: "LlamaPrior", rows: int, length: int, text_length: int):
+        config, weight = prior.config, prior.text_embedding.weight
+        shape = (config.num_layers, rows, config.num_kv_heads, length, config.hidden_size // config.num_heads)
+        self.k = torch.empty(shape, device=weight.device, dtype=weight.dtype)  # [L, B, H, T, D]
+        self.v = torch.empty_like(self.k)
+        self.text_length = text_length  # positions before image token 0
+
+    def repeat(self, copies: int, filled: int) -> "LlamaCache":
+        """A cache in which the first `filled` positions of each sequence stand `copies` times, one after the other."""
+        other = copy(self)
+        other.k, other.v = repeat_rows(self.k, copies, filled), repeat_rows(self.v, copies, filled)
+        return other
+
+
+class RMSNorm(nn.Module):
+    """x / sqrt(mean(x^2) + eps) * weight, the quotient in float32 whatever x is."""
+
+    def __init__(self, hidden_size: int, eps: float):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(hidden_size))
+        self.eps = eps
+
+    def forward(self, x):
+        exact = x.float()
+        return (exact * torch.rsqrt(exact.square().mean(-1, keepdim=True) + self.eps)).to(x.dtype) * self.weight
+
+
+def rotate(x: torch.Tensor, rotation: Rotation) -> torch.Tensor:
+    """x [B, T, H, D]: the pair (i, i + D/2) turned by its position's i-th angle, as Llama's published weights have it."""
+    cosines, sines = rotation
+    first, second = x.chunk(2, dim=-1)
+    return x * cosines + torch.cat([-second, first], dim=-1) * sines
+
+
+class Attention(nn.Module):
+    def __init__(self, hidden_size: int, num_heads: int, num_kv_heads: int):
+        super().__init__()
+        self.heads, self.head_size = (num_heads, num_kv_heads, num_kv_heads), hidden_size // num_heads
+        self.qkv = nn.Linear(hidden_size, sum(self.heads) * self.head_size, bias=False)
+        self.out = nn.Linear(hidden_size, hidden_size, bias=False)
+
+    def forward(self, x, rotation: Rotation, caches: Groups | None = None):
+        """x [B, T, hidden]: whole sequences from position 0, or, with caches, what stands at each cache's own place.
+
+        caches: (k, v [b, H, S, D], start), this layer's, for groups of rows that stand one after the other in x.
+        """
+        q, k, v = self.qkv(x).unflatten(-1, (-1, self.head_size)).split(self.heads, dim=2)  # each [B, T, H, D]
+        q, k, v = (part.transpose(1, 2) for part in (rotate(q, rotation), rotate(k, rotation), v))  # [B, H, T, D]
+        y = attention(q, k, v, causal=True) if caches is None else cached_attention(q, k, v, caches)
+        return self.out(y.transpose(1, 2).flatten(2))
+
+
+class SwiGLU(nn.Module):
+    def __init__(self, hidden_size: int, ffn_size: int):
+        super().__init__()
+        self.gate_and_value = nn.Linear(hidden_size, 2 * ffn_size, bias=False)
+        self.out = nn.Linear(ffn_size, hidden_size, bias=False)
+
+    def forward(self, x):
+        gate, value = self.gate_and_value(x).chunk(2, dim=-1)
+        return self.out(F.silu(gate) * value)
+
+
+class Block(nn.Module):
+    def __init__(self, hidden_size: int, num_heads: int, num_kv_heads: int, ffn_size: int, eps: float):
+        super().__init__()
+        self.norm1 = RMSNorm(hidden_size, eps)
+        self.attn = Attention(hidden_size, num_heads, num_kv_heads)
+        self.norm2 = RMSNorm(hidden_size, eps)
+        self.mlp = SwiGLU(hidden_size, ffn_size)
+
+    def forward(self, x, rotation: Rotation, caches: Groups | None = None):
+        x = x + self.attn(self.norm1(x), rotation, caches)
+        return x + self.mlp(self.norm2(x))
+
+
+class LlamaPrior(ModelMixin, ConfigMixin):
+    """Logits of image tokens given text and the image tokens before them.
+
+    text_length is the most that a prompt may have; all prompts of one call have the same length. code_size: numbers in an
+    image token's row of `image_embedding`.
+    """
+
+    row_multiple = ROW_MULTIPLE  # rows of a decoding pass come in multiples of it
+    _repeated_blocks = ["Block"]  # what diffusers' compile_repeated_blocks compiles
+
+    @register_to_config
+    def __init__(
+        self,
+        text_vocab_size: int,
+        text_length: int,
+        image_vocab_size: int,
+        image_length: int,
+        num_layers: int,
+        num_heads: int,
+        num_kv_heads: int,
+        hidden_size: int,
+        ffn_size: int,
+        code_size: int,
+        norm_eps: float = 1e-6,
+        rope_theta: float = 10_000.0,
+    ):
+        super().__init__()
+        self.text_embedding = nn.Embedding(text_vocab_size, hidden_size)
+        self.image_embedding = nn.Embedding(image_vocab_size, code_size)
+        self.image_aligner = nn.Sequential(
+            nn.Linear(code_size, hidden_size), nn.GELU(), nn.Linear(hidden_size, hidden_size)
+        )
+        self.blocks = nn.ModuleList(
+            Block(hidden_size, num_heads, num_kv_heads, ffn_size, norm_eps) for _ in range(num_layers)
+        )
+        self.norm = RMSNorm(hidden_size, norm_eps)
+        self.head = nn.Sequential(
+            nn.Linear(hidden_size, hidden_size), nn.GELU(), nn.Linear(hidden_size, image_vocab_size)
+        )
+
+    def forward(self, text_ids: torch.Tensor, image_ids: torch.Tensor) -> torch.Tensor:
+        """text_ids [B, T], image_ids [B, n] -> logits [B, n + 1, V] of the image tokens 0 ... n."""
+        x = torch.cat([self.text_embedding(text_ids), self.embed_image(image_ids)], dim=1)
+        return self.head(self.hidden(x)[:, text_ids.shape[1] - 1 :])
+
+    def prefill(
+        self, text_ids: torch.Tensor, copies: int = 1, image_ids: torch.Tensor | None = None
+    ) -> tuple[LlamaCache, torch.Tensor]:
+        """Reads P prompts [P, T], each once, for `copies` candidates each; image_ids [n]: the image tokens that all of
+        them begin with.
+
+        Returns the cache for P * copies rows, the copies of a prompt side by side, and each row's logits
+        [P * copies, V] of image token n.
+        """
+        text_length = text_ids.shape[1]
+        cache = LlamaCache(self, len(text_ids), text_length + self.config.image_length, text_length)
+        x = self.text_embedding(text_ids)
+        if image_ids is not None:
+            x = torch.cat([x, self.embed_image(image_ids).expand(len(x), -1, -1)], dim=1)
+        last = self.hidden(x, [(cache, 0)])[:, -1]
+        return cache.repeat(copies, x.shape[1]), self.head(last).repeat_interleave(copies, dim=0)
+
+    def decode(self, steps: list[tuple[torch.Tensor, LlamaCache, int]]) -> list[torch.Tensor]:
+        """For each (image_ids [B], cache, position), each row's image token `position`: logits [B, V] of the next one.
+
+        Several steps, of requests that know nothing of each other, go through the weights together.
+        """
+        caches = [(cache, cache.text_length + position) for _, cache, position in steps]
+        counts = [len(ids) for ids, _, _ in steps]
+        ids = pad_rows(torch.cat([ids[:, None] for ids, _, _ in steps]), self.row_multiple)
+        logits = self.head(self.hidden(self.embed_image(ids), caches)[:, 0])
+        return list(logits[: sum(counts)].split(counts))
+
+    def embed_image(self, image_ids: torch.Tensor) -> torch.Tensor:
+        """[..., n] -> [..., n, hidden]."""
+        return self.image_aligner(self.image_embedding(image_ids))
+
+    def hidden(self, x: torch.Tensor, caches: list[tuple[LlamaCache, int]] | None = None) -> torch.Tensor:
+        """Embedded tokens [B, T, hidden] -> what the last layer makes of each, normalised, of the same shape. caches: as
+        in `cached_attention`, for groups of rows that stand one after the other; each begins at its own position."""
+        starts = torch.cat([torch.full((cache.k.shape[1],), start) for cache, start in caches]) if caches else torch.zeros(1)
+        rotation = self._rotation(pad_rows(starts, len(x)), x)
+        for layer, block in enumerate(self.blocks):
+            groups = Groups([(cache.k[layer], cache.v[layer], start) for cache, start in caches]) if caches else None
+            x = block(x, rotation, groups)
+        return self.norm(x)
+
+    def _rotation(self, starts: torch.Tensor, x: torch.Tensor) -> Rotation:
+        """Of the positions from each row's start on: angles of position times theta^(-2i/D), in float32."""
+        size = self.config.hidden_size // self.config.num_heads
+        exponents = torch.arange(0, size, 2, device=x.device, dtype=torch.float32) / size
+        positions = starts.to(x.device, torch.float32)[:, None] + torch.arange(x.shape[1], device=x.device)
+        angles = (positions[..., None] / self.config.rope_theta**exponents).repeat(1, 1, 2)[:, :, None]  # [B, T, 1, D]
+        return angles.cos().to(x.dtype), angles.sin().to(x.dtype)
