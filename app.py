@@ -22,7 +22,7 @@ def arguments() -> argparse.Namespace:
     parser.error = lambda message: fail(f"{message}. Try --help.")  # one line, without the usage
     parser.add_argument(
         "--model", default="emoji",
-        help="a name (emoji, dalle-mini, dalle-mega), a folder, or a Hub id (default: %(default)s)",
+        help="a name (emoji, dalle-mini, dalle-mega, janus-pro-1b), a folder, or a Hub id (default: %(default)s)",
     )  # fmt: skip
     parser.add_argument("--clip", help='folder or Hub id of the CLIP that ranks, or "none" (default: the model\'s own)')
     parser.add_argument("--lora", help="folder or Hub id of a LoRA for the model, as peft and the training command write it")
@@ -160,18 +160,17 @@ def main() -> None:
     def load(source, tell=None):
         if args.replicas is None:
             return load_here(source, tell)
-        connect()
         from dalle_core.studio.replicas import open_replicas
 
-        return open_replicas(args.replicas, loading(source), lambda: load_here(source, tell))
+        return open_replicas(args.replicas, load_arguments(source), lambda: load_here(source, tell))
 
-    def loading(source):
+    def load_arguments(source):
         model, lora = (args.model, args.lora) if source == chosen else (source, None)
         clip = args.clip if model == args.model else None
         return {"source": model, "device": args.device, "dtype": dtype, "clip": clip, "lora": lora}
 
     def load_here(source, tell):
-        pipe = dalle_core.load(**loading(source), tell=tell)
+        pipe = dalle_core.load(**load_arguments(source), tell=tell)
         if args.compile:
             pipe.prior.compile_repeated_blocks(dynamic=True)
         if args.public:
@@ -183,6 +182,8 @@ def main() -> None:
         dalle_core.download(model, args.device, dtype, args.clip if model == args.model else None, tell, freed)
 
     try:
+        if args.replicas:
+            connect()  # on the main thread: what Ray starts ends with the thread that started it
         with ThreadPoolExecutor(1) as loader:  # PyTorch's helpers of this thread end with it: see `dalle_core.engine.Engine`
             opening = loader.submit(load, chosen)
             from demo import create_demo, launch_options, open_studio  # Gradio takes seconds too: meanwhile

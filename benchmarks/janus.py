@@ -1,6 +1,6 @@
 """Janus-Pro 1B in its full shapes with random weights: loading, memory, and seconds a token, against transformers' generate.
 
-Regime: a folder in DeepSeek's layout (4.2 GB of bfloat16) is written once to `--folder` and converted by this project's own
+Regime: a folder in transformers' layout (4.2 GB of bfloat16) is written once to `--folder` and converted by this project's own
 `load`; then each measurement runs in a process of its own, one after the other, guided (two rows a candidate), at 1 and at 4
 candidates, on all threads. "load_s" and "loaded_gib" are of `load` from the converted copy, "peak_gib" of the whole process.
 A token's time is the mean of `--tokens` tokens after a prompt of 24 ids, that of transformers of as many of its generate (in
@@ -12,13 +12,13 @@ line.
 
 import argparse
 import json
-import os
 import resource
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import psutil
 import torch
 
 ROOT = Path(__file__).parent.parent
@@ -34,7 +34,8 @@ def peer_model(dtype: torch.dtype):
     text = {"hidden_size": 2048, "intermediate_size": 5632, "num_hidden_layers": 24, "num_attention_heads": 16,
             "num_key_value_heads": 16, "vocab_size": 102400, "rms_norm_eps": 1e-6, "max_position_embeddings": 16384}  # fmt: skip
     torch.manual_seed(0)
-    model = JanusForConditionalGeneration._from_config(JanusConfig(text_config=text, tie_word_embeddings=False), dtype=torch.bfloat16).eval()
+    config = JanusConfig(text_config=text, tie_word_embeddings=False)
+    model = JanusForConditionalGeneration._from_config(config, dtype=torch.bfloat16).eval()
     model.model.generation_head.vision_head.weight.data.mul_(20)  # far from uniform
     generation = model.generation_config
     generation.bos_token_id, generation.eos_token_id, generation.pad_token_id = BOS, 100001, PAD
@@ -43,15 +44,17 @@ def peer_model(dtype: torch.dtype):
 
 
 def write(folder: Path) -> None:
-    """transformers' layout: the reader and the sizes are the same."""
+    """The weights, and a tokenizer of as many words as the published one has, with its marks."""
     from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
+
+    from dalle_core.checkpoints import janus
 
     model = peer_model(torch.bfloat16)
     model.save_pretrained(folder)
     vocab = {f"w{i}": i for i in range(BOS)}
     tokenizer = Tokenizer(models.WordLevel(vocab, unk_token="w0"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    marks = ["<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>", "<｜▁pad▁｜>", "<begin_of_image>", "<end_of_image>", "<image_placeholder>", "<|User|>", "<|Assistant|>"]
+    marks = [janus.BOS, janus.EOS, janus.PAD, janus.IMAGE, janus.IMAGE_END, janus.PLACEHOLDER, janus.USER, janus.ASSISTANT]
     tokenizer.add_special_tokens([AddedToken(mark, special=True) for mark in marks])
     tokenizer.save(str(folder / "tokenizer.json"))
 
@@ -63,12 +66,12 @@ def peak_gib() -> float:
 @torch.inference_mode()
 def ours(args) -> dict:
     import dalle_core
-    from dalle_core.sampling import candidate_uniforms
     from dalle_core.engine import SamplingSettings, generate
+    from dalle_core.sampling import candidate_uniforms
 
     start = time.perf_counter()
     pipe = dalle_core.load(args.folder, "cpu", getattr(torch, args.dtype), clip="none")
-    loaded, resident = time.perf_counter() - start, int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    loaded, resident = time.perf_counter() - start, psutil.Process().memory_info().rss
     ids = torch.tensor([PROMPT_IDS])
     null = torch.tensor([[BOS] + [PAD] * (len(PROMPT_IDS) - 2) + [IMAGE]])
 
@@ -124,7 +127,8 @@ def limits() -> dict:
     weights, numbers = 1_275_000_000, 2 * 24 * 2048  # of a pass; of keys and values a row and position
     found = {}
     for dtype, work in works.items():
-        rate, size, cached = 2 * 2048**3 / best_of(work, 10), {"float32": 4, "bfloat16": 2, "int8": 1}[dtype], 2 if dtype == "bfloat16" else 4
+        rate, size = 2 * 2048**3 / best_of(work, 10), {"float32": 4, "bfloat16": 2, "int8": 1}[dtype]
+        cached = 2 if dtype == "bfloat16" else 4
         for candidates in CANDIDATES:
             reading = (weights * size + 2 * candidates * 48 * numbers * cached) / bandwidth  # at about 48 positions
             found[f"{dtype} {candidates}"] = 1000 * max(reading, 2 * candidates * 2 * weights / rate)
@@ -133,7 +137,8 @@ def limits() -> dict:
 
 def apart(args, side: str, *more: str) -> dict:
     """One side's result, from a process of its own."""
-    command = [sys.executable, "-m", "benchmarks.janus", "--side", side, "--folder", str(args.folder), "--tokens", str(args.tokens), *more]
+    given = ["--folder", str(args.folder), "--tokens", str(args.tokens)]
+    command = [sys.executable, "-m", "benchmarks.janus", "--side", side, *given, *more]
     run = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, check=True, encoding="utf-8")
     return json.loads(run.stdout.strip().splitlines()[-1])
 

@@ -11,8 +11,9 @@ from dalle_core.errors import InputError, ModelError
 from dalle_core.pipeline import Candidate, DallePipeline, Generation, Step
 from dalle_core.priors.bart import BartPrior
 from dalle_core.priors.gpt import GPTPrior
+from dalle_core.priors.llama import LlamaPrior
 
 __all__ = [
-    "BartPrior", "CATALOGUE", "Candidate", "DallePipeline", "GPTPrior", "Generation", "InputError", "ModelError", "Step",
-    "download", "load",
+    "BartPrior", "CATALOGUE", "Candidate", "DallePipeline", "GPTPrior", "Generation", "InputError", "LlamaPrior", "ModelError",
+    "Step", "download", "load",
 ]  # fmt: skip

@@ -8,14 +8,15 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from dalle_core.augment import augment, cut_prompts, read_prompts
+from dalle_core.augment import augment, cut_prompts
 from dalle_core.caption import QUESTION, caption
-from dalle_core.catalogue import load
+from dalle_core.catalogue import CATALOGUE, load
 from dalle_core.cluster import connect
 from dalle_core.convert import convert
 from dalle_core.errors import InputError, ModelError
 from dalle_core.pictures import enlarge, save_png
 from dalle_core.pipeline import DallePipeline
+from dalle_core.prompts import read_prompts
 from dalle_core.push import push
 from dalle_core.recipe import drawn
 
@@ -121,7 +122,7 @@ def sampling(args: argparse.Namespace) -> dict:
 def add_model(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--model", default="emoji",
-        help="a name (emoji, dalle-mini, dalle-mega), a folder, or a Hub id (default: %(default)s)",
+        help=f"a name ({', '.join(CATALOGUE)}), a folder, or a Hub id (default: %(default)s)",
     )  # fmt: skip
     command.add_argument("--clip", help='folder or Hub id of the CLIP that ranks, or "none" (default: the model\'s own)')
     command.add_argument("--lora", help="folder or Hub id of a LoRA for this model")
@@ -145,7 +146,9 @@ def parser(arguments: list[str] | None = None) -> argparse.ArgumentParser:
 
     command = commands.add_parser("convert", help="a published model into a folder of this project's layout")
     command.set_defaults(run=convert_command)
-    command.add_argument("source", help="a name (dalle-mini, dalle-mega), a folder of min-dalle, dalle-mini or minDALL·E, or a Hub id")
+    command.add_argument(
+        "source", help="a name (dalle-mini, janus-pro-1b, …), a folder of min-dalle, dalle-mini, minDALL·E or Janus, or a Hub id"
+    )  # fmt: skip
     command.add_argument("out", type=Path, help="a new folder")
     command.add_argument("--dtype", choices=["float32", "float16", "bfloat16"], default="float16", help="(default: %(default)s)")
     command.add_argument("--clip", help='folder or Hub id of the CLIP that ranks, or "none" (default: the usual one)')
@@ -199,7 +202,9 @@ def parser(arguments: list[str] | None = None) -> argparse.ArgumentParser:
     )  # fmt: skip
     command.set_defaults(run=caption_command)
     command.add_argument("folder", type=Path, help="with pictures, also in folders below it")
-    command.add_argument("--model", default="janus-pro-1b", help="one that answers: a name, a folder, or a Hub id (default: %(default)s)")
+    command.add_argument(
+        "--model", default="janus-pro-1b", help="one that answers: a name, a folder, or a Hub id (default: %(default)s)"
+    )  # fmt: skip
     command.add_argument("--question", default=QUESTION, help="(default: %(default)s)")
     command.add_argument("--device", help="cpu, cuda, cuda:1 or mps (default: the best there is)")
     command.add_argument(

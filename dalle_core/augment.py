@@ -25,7 +25,7 @@ from dalle_core.errors import InputError
 from dalle_core.int8 import is_quantized
 from dalle_core.pictures import png
 from dalle_core.pipeline import DallePipeline
-from dalle_core.prompts import Row, checked, one_line, read_prompts, rows_of  # noqa: F401  what others take from here
+from dalle_core.prompts import Row, checked, one_line
 from dalle_core.recipe import drawn
 
 BLOCK = 16  # pictures drawn together: what a stop can lose; with `best`, all of a prompt

@@ -41,7 +41,8 @@ def caption(pipe: DallePipeline, folder: Path, question: str = QUESTION) -> Iter
     if not pipe.answers:
         raise InputError("This model draws, but it does not answer questions: load Janus-Pro for that (janus-pro-1b).")
     folder = Path(folder)
-    names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
+    pictures = [path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file()]
+    names = sorted(path.relative_to(folder).as_posix() for path in pictures)
     if not names:
         raise InputError(f"{folder} has no pictures ({', '.join(sorted(SUFFIXES))}).")
     if (folder / FINISHED).exists():

@@ -365,7 +365,8 @@ def _load_folder(
     except Exception as error:
         raise ModelError(f"{folder}: the text tokenizer cannot be read ({error}).") from None
     if class_of("clip"):
-        parts |= _clip_readers(models["clip"][0], folder / "clip_processor", folder / "clip_tokenizer" if class_of("clip_tokenizer") else None)
+        tokenizer = folder / "clip_tokenizer" if class_of("clip_tokenizer") else None
+        parts |= _clip_readers(models["clip"][0], folder / "clip_processor", tokenizer)
     settings = {key: index[key] for key in SETTINGS if key in index}
     try:
         pipe = DallePipeline(**parts, **settings)
@@ -443,7 +444,9 @@ def load_clip(folder: Path) -> dict:
     config = read_json(folder / "config.json")
     kind = config.get("model_type", "clip")
     if kind not in RANKERS:
-        raise ModelError(f"{folder / 'config.json'}: the model_type is {str(kind)[:40]!r}; what ranks must be one of {', '.join(RANKERS)}.")
+        raise ModelError(
+            f"{folder / 'config.json'}: the model_type is {str(kind)[:40]!r}; what ranks must be one of {', '.join(RANKERS)}."
+        )
     cls, _ = RANKERS[kind]
     _check_config(cls, config, folder / "config.json", shapes)
     try:
@@ -458,6 +461,7 @@ def load_clip(folder: Path) -> dict:
     for key, value in clip.named_parameters():
         if not torch.isfinite(value).all():
             raise ModelError(f"{path}: {key} holds NaN or infinity. The file is damaged: download or save it again.")
+        value.data = value.data.clone()  # in memory of its own, as `_load_model` has it
     return {"clip": clip.eval()} | _clip_readers(cls, folder, folder)
 
 

@@ -21,7 +21,8 @@ LOCAL = {"address": "local", "include_dashboard": False, "object_store_memory": 
 
 def connect(**options) -> None:
     """Connects this process to the cluster that RAY_ADDRESS names or, without one, to a Ray of its own that ends with it and
-    listens on 127.0.0.1 only (options: more of `ray.init`). Does nothing where it is connected already.
+    listens on 127.0.0.1 only (options: more of `ray.init`). Does nothing where it is connected already. Called on the main
+    thread: on Linux a Ray of its own would end with any other.
 
     Raises InputError when Ray is not installed, or its cluster does not answer.
     """

@@ -44,6 +44,7 @@ def convert(source: str, out: Path, dtype: torch.dtype, clip: str | None = None,
     if out.exists() and any(out.iterdir()):
         raise FileExistsError(f"{out} is not empty: name a new folder.")
     pipe = load(source, device="cpu", dtype=dtype, clip=clip, tell=tell, packed=False)
+    pipe.load_describer()
     known = CATALOGUE.get(source)
     licence = pipe.config.licence
     models = {name: part.to(dtype) for name, part in pipe.components.items() if isinstance(part, torch.nn.Module)}

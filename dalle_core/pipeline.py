@@ -308,7 +308,8 @@ class DallePipeline(DiffusionPipeline):
         """What a picture shows, most likely first by CLIP: each label's CLIP cosine and probability and, for the first
         `deep` (if the image tokenizer can read pictures), the prior's log-likelihood of the picture given the label.
 
-        labels None: the model's own. deep None: twelve, or as many as are drawn in one go. Raises InputError when there are no labels, or no CLIP.
+        labels None: the model's own. deep None: twelve, or as many as are drawn in one go. Raises InputError when there are
+        no labels, or no CLIP.
         """
         labels = [label.strip() for label in (self.config.labels if labels is None else labels) if label.strip()]
         if not labels:
@@ -372,7 +373,8 @@ class DallePipeline(DiffusionPipeline):
         tokenizer = self.text_tokenizer
         ids, place = encode_question(tokenizer, question, QUESTION_LENGTH, self.describer.config.question_template)
         found = []
-        with closing(answer(self.engine, self.describer, ids, place, self.describer.look(image), tokenizer.eos_token_id, most)) as new:
+        pixels, end = self.describer.look(image), tokenizer.eos_token_id
+        with closing(answer(self.engine, self.describer, ids, place, pixels, end, most)) as new:
             for id in new:
                 found.append(id)
                 # Half of a character of several bytes waits for the rest.

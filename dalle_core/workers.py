@@ -84,7 +84,7 @@ def _draw(asked: dict, loading: dict, workers: int, run: Plan, blocks) -> Iterat
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     context = DataContext.get_current()
     context.enable_progress_bars, context.execution_options.preserve_order = False, True
-    with warnings.catch_warnings(category=RayDeprecationWarning, action="ignore"):  # nothing has taken this argument's place yet
+    with warnings.catch_warnings(category=RayDeprecationWarning, action="ignore"):  # of an argument that nothing replaces yet
         drawn = from_items(items, override_num_blocks=len(items)).map_batches(
             Worker, fn_constructor_args=(asked, loading, replace(run, rows=[])), batch_size=1, max_task_retries=RETRIES,
             compute=ActorPoolStrategy(size=min(workers, len(items)), max_tasks_in_flight_per_actor=2), **asked,

@@ -19,10 +19,10 @@ from gradio.route_utils import get_api_call_path, get_root_url
 from gradio_client.utils import encode_file_path, is_http_url_like, python_type_to_json_schema
 
 from dalle_core import InputError
-from dalle_core.augment import rows_of
 from dalle_core.compare import AXES, axis, best
 from dalle_core.pictures import png, psnr
 from dalle_core.pipeline import QUESTION
+from dalle_core.prompts import rows_of
 from dalle_core.request import SETTINGS, DrawingRequest, number, text
 from dalle_core.studio.fetch import fetched
 from dalle_core.studio.grid import Grid

@@ -94,7 +94,7 @@ def test_a_busy_port_is_one_line(busy_port):
         (("--device", "tpu0"), {}, "tpu0"),
         (("--port", "70000"), {}, "70000"),
         (("--port", "http"), {}, "http"),
-        (("--proxies", "-1"), {}, "--proxies"),
+        (("--proxies", "-1"), {}, "--proxies"), (("--replicas", "0"), {}, "--replicas 0"),
         (("--dtype", "float8"), {}, "float8"),
         (("--compile", "--device", "cpu"), {}, "--compile"),
         (("--model", "x" * 5000), {}, "There is no model"),

@@ -16,8 +16,9 @@ from PIL import Image
 
 from dalle_core import InputError, augment
 from dalle_core.__main__ import main
-from dalle_core.augment import Row, archive, read_prompts, rows_of
+from dalle_core.augment import archive
 from dalle_core.catalogue import load
+from dalle_core.prompts import Row, read_prompts, rows_of
 from dalle_core.training.data import open_dataset
 from demo.tabs.dataset import asked_for
 

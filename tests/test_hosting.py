@@ -21,7 +21,7 @@ from PIL import Image
 from starlette.testclient import TestClient
 
 from dalle_core import InputError
-from dalle_core.augment import rows_of
+from dalle_core.prompts import rows_of
 from dalle_core.request import DrawingRequest
 from dalle_core.studio.budgets import OWN, PUBLIC, Budgets
 from dalle_core.studio.holder import Loaded

@@ -60,7 +60,7 @@ def test_imports_point_one_way():
         "describer": {"engine", "image_tokenizer", "priors"},
         "catalogue": {"checkpoints", "decoder", "describer", "downloads", "errors", "image_tokenizer", "int8", "lora", "memory", "packed", "pipeline", "priors", "text_tokenizer"},
         "push": {"errors"}, "convert": {"catalogue", "downloads", "errors", "memory"}, "pictures": set(), "compare": {"errors", "pictures", "request"}, "cluster": {"catalogue", "errors"}, "workers": {"augment", "catalogue", "cluster", "prompts"}, "augment": {"errors", "int8", "pictures", "pipeline", "prompts", "recipe"},
-        "caption": {"errors", "pipeline"}, "__main__": {"augment", "caption", "catalogue", "cluster", "convert", "errors", "pictures", "pipeline", "push", "recipe", "training", "workers"},
+        "caption": {"errors", "pipeline"}, "__main__": {"augment", "caption", "catalogue", "cluster", "convert", "errors", "pictures", "pipeline", "prompts", "push", "recipe", "training", "workers"},
     }  # fmt: skip
     core = ROOT / "dalle_core"
     assert {path.stem for path in core.glob("*.py")} == set(allowed) | {"__init__"}

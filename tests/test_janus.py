@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 
 import dalle_core
 from dalle_core import CATALOGUE, InputError, ModelError, catalogue, compare, image_tokenizer
+from dalle_core.__main__ import main
 from dalle_core.checkpoints import janus
 from dalle_core.engine import SamplingSettings, generate
 from dalle_core.request import DrawingRequest, half_kept
@@ -124,8 +125,9 @@ def test_logits(peer, pipe):
         expected = peer_logits(peer.model, ids, tokens)
         assert expected.std() > 1
         torch.testing.assert_close(pipe.prior(ids, tokens)[0], expected, atol=1e-4, rtol=0)
-    likelihood = -F.cross_entropy(expected, torch.cat([tokens[0], torch.tensor([5])])).item()
-    assert pipe.log_likelihood(torch.cat([tokens[0], torch.tensor([5])]).view(4, 4), ["a", PROMPTS[-1]])[1] == pytest.approx(likelihood, abs=1e-4)
+    whole = torch.cat([tokens[0], torch.tensor([5])])
+    likelihood = -F.cross_entropy(expected, whole).item()
+    assert pipe.log_likelihood(whole.view(4, 4), ["a", PROMPTS[-1]])[1] == pytest.approx(likelihood, abs=1e-4)
 
 
 @torch.no_grad()
@@ -205,7 +207,8 @@ def test_every_layout_gives_the_same_model(peer, pipe, layout, tmp_path, tmp_pat
 def test_bfloat16_files_and_the_config_of_the_7b(tmp_path, tmp_path_factory):
     """Nothing in language_config but what transformers' defaults do not say: 32 heads, among others."""
     peer = JanusFiles(heads=32, kv_heads=32)
-    language = {"max_position_embeddings": 16384, "model_type": "llama", "num_hidden_layers": 2, "torch_dtype": "bfloat16", "vocab_size": 320}
+    language = {"max_position_embeddings": 16384, "model_type": "llama", "num_hidden_layers": 2, "torch_dtype": "bfloat16",
+                "vocab_size": 320}  # fmt: skip
     folder = peer.save_original(tmp_path / "tiny", torch.bfloat16, "shards", language)
     pipe = load_published(folder, tmp_path_factory)
     assert pipe.prior.config.num_heads == pipe.prior.config.num_kv_heads == 32 and pipe.prior.dtype == torch.float32
@@ -279,6 +282,15 @@ def test_a_pipeline_of_it_draws_completes_and_is_saved(pipe, tmp_path):
     saved = dalle_core.load(tmp_path / "saved", "cpu", clip="none")
     same_weights(saved, pipe)
     assert torch.equal(saved("a red fox", num_candidates=1, seed=4).candidates[0].tokens, again.tokens)
+
+
+def test_the_convert_command_writes_all_of_it(original, pipe, home, tmp_path):
+    main(["convert", str(original), str(tmp_path / "out"), "--dtype", "bfloat16", "--clip", "none"])
+    card = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+    assert "DeepSeek Model License" in card and "license: other" in card and "Describer" in card and "LlamaPrior" in card
+    out = dalle_core.load(tmp_path / "out", "cpu", torch.bfloat16, clip="none")
+    assert out.config.prompt_template == TEMPLATE and out.config.cpu_candidates == 4
+    assert isinstance(out.describe(Image.new("RGB", (64, 64)), most=3), str)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.int8])

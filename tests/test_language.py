@@ -45,7 +45,7 @@ COMPOSED = {
 NOT_ON_THE_PAGE = (
     "int8", "must be text", "image_tokens", "keep must be boolean", "give at least one", "name a new folder",
     "name another folder", "Name another folder", "the best are chosen among", "the same command goes on", "device 7",
-    "device 'mps'", "There is no model", "There is no LoRA", "buffer", "Give a picture or its tokens", "Give rows or keep",
+    "device 'mps'", "There is no model", "There is no LoRA", "The replicas could not", "buffer", "Give a picture or its tokens", "Give rows or keep",
     "A picture must be a file that was uploaded", "texts; 7 are the most", "This address", "The file at this address", "This data: URL is damaged",
     "must be a grid of numbers", "must be a list; a grid has up to",
 )  # fmt: skip
@@ -114,7 +114,7 @@ def test_what_handlers_show_is_translated(tiny_pipeline, monkeypatch):
     loaded = [replace(holder.loaded, source=source, model=source, name=f"{source} + foxes") for source in ("tiny", "emoji", "dalle-mini")]
     drawn, none = dataset.Progress(2, 1, 4), Axis("", [None])
     grid, half = Grid(none, none, {}), Grid(none, none, {(0, 0): picture(0.5), (0, 1): picture(0.5)})
-    cut = Update(cut=(("prompt", "a fox", "and more"), ("negative prompt", "a fox", "and more")))
+    cut = Update(cut=(("prompt", "a fox", "and more"), ("negative prompt", "a fox", "and more"), ("prompt, for CLIP", "a fox", "and more")))
     unknown = progress.unknown(Update(unknown=(("kitten", ["cat", "cat face"]), ("xyz", []))))
     shown = [
         unknown, progress.of(Update("", 5, 16, 2.0)), progress.of(Update(pictures=[picture(0.5)], seed=7, elapsed=1.5)),

@@ -11,8 +11,8 @@ import torch
 from PIL import Image, PngImagePlugin
 
 from dalle_core import InputError
-from dalle_core.augment import rows_of
 from dalle_core.pictures import enlarge
+from dalle_core.prompts import rows_of
 from dalle_core.request import DrawingRequest
 from dalle_core.studio.budgets import Budget, Budgets, Busy
 from dalle_core.studio.holder import ModelHolder

@@ -1,4 +1,4 @@
-"""Janus and Janus-Pro (DeepSeek: 1.3B, Pro-1B, Pro-7B and fine-tunes), in their own layout and in transformers' -> our components.
+"""Janus and Janus-Pro (DeepSeek: 1.3B, Pro-1B, Pro-7B, fine-tunes), in their own layout and in transformers' -> our components.
 
 A Llama that reads text and pictures and writes both: its image tokens are LlamaPrior, its VQ-16 (LlamaGen's) a VQModel, and
 what reads pictures and answers in words a Describer. config.json says which layout it is by its `model_type`:
@@ -6,6 +6,7 @@ what reads pictures and answers in words a Describer. config.json says which lay
 first are brought to those of the second, so that one reader serves both.
 """
 
+import logging
 import math
 import re
 from pathlib import Path
@@ -17,10 +18,12 @@ from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
 from dalle_core.checkpoints import vqgan
-from dalle_core.checkpoints.tensors import Tensors, need, numbered, read_json, read_safetensors, read_torch
+from dalle_core.checkpoints.tensors import Tensors, need, read_json, read_safetensors, read_torch
 from dalle_core.describer import Describer
 from dalle_core.errors import ModelError
 from dalle_core.priors.llama import LlamaPrior
+
+log = logging.getLogger(__name__)
 
 LICENCE = "DeepSeek Model License (weights; the code of Janus is MIT)"
 DEFAULTS = {"num_candidates": 4, "temperature": 1.0, "top_k": 0, "top_p": 1.0, "guidance_scale": 5.0}
@@ -28,17 +31,21 @@ CPU_CANDIDATES = 4  # a token of the smallest takes a CPU about half a second
 TEXT_LENGTH = 256  # ids of a prompt and its template; the weights have no limit below 16,384
 VISION_HEAD_SIZE = 64
 BOS, EOS, PAD = "<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>", "<｜▁pad▁｜>"
-USER, ASSISTANT, IMAGE = "<|User|>", "<|Assistant|>", "<begin_of_image>"
+USER, ASSISTANT = "<|User|>", "<|Assistant|>"
+IMAGE, IMAGE_END, PLACEHOLDER = "<begin_of_image>", "<end_of_image>", "<image_placeholder>"
+GOLDEN = "Hello, how are you?", [17464, 11, 946, 418, 340, 30]
 SYSTEM = (
     "You are a helpful language and vision assistant. You are able to understand the visual content that the user provides, "
     "and assist the user with a variety of tasks using natural language."
 )  # what the published demos begin with
 
-# What config.json says of the language model, what it is when left out (transformers' LlamaConfig), and LlamaPrior's name.
+# What config.json says of the language model's sizes, and LlamaPrior's names. The 7B's leaves out what transformers'
+# LlamaConfig has as its default: of what does not follow from the weights, 32 heads.
 LANGUAGE = {
-    "vocab_size": (None, "text_vocab_size"), "hidden_size": (4096, "hidden_size"), "intermediate_size": (11008, "ffn_size"),
-    "num_hidden_layers": (32, "num_layers"), "num_attention_heads": (32, "num_heads"),
+    "vocab_size": "text_vocab_size", "hidden_size": "hidden_size", "intermediate_size": "ffn_size",
+    "num_hidden_layers": "num_layers", "num_attention_heads": "num_heads", "num_key_value_heads": "num_kv_heads",
 }  # fmt: skip
+HEADS = 32
 
 
 def find(folder: Path) -> dict[str, Path] | None:
@@ -153,7 +160,8 @@ def _originals(key: str, value: torch.Tensor) -> list[tuple[str, torch.Tensor]]:
         name = name.replace(".norm1.", ".layer_norm1.").replace(".norm2.", ".layer_norm2.")
         name = name.replace(".attn.proj.", ".self_attn.projection_layer.")
         if ".attn.qkv." in name and value.ndim and len(value) % 3 == 0:
-            return [(name.replace(".attn.qkv.", f".self_attn.{part}_proj."), third) for part, third in zip("qkv", value.chunk(3))]
+            names = [name.replace(".attn.qkv.", f".self_attn.{part}_proj.") for part in "qkv"]
+            return list(zip(names, value.chunk(3)))
     return [(name, value)]
 
 
@@ -177,7 +185,7 @@ def convert_prior(file: Tensors, said: dict, config: Path) -> LlamaPrior:
     ffn = file.shape("language_model.layers.0.mlp.gate_proj.weight", 2)[0]
     keys = file.shape("language_model.layers.0.self_attn.k_proj.weight", 2)[0]
     patches = file.shape("vision_model.embeddings.position_embedding.weight", 2)[0]
-    heads = said.get("num_attention_heads", LANGUAGE["num_attention_heads"][0])
+    heads = said.get("num_attention_heads", HEADS)
     if type(heads) is not int or heads < 1 or width % heads or (width // heads) % 2 or keys % (width // heads):
         raise ModelError(f"{config}: num_attention_heads is {str(heads)[:20]}, into which the width {width} does not go.")
     kv_heads = keys // (width // heads)
@@ -188,12 +196,10 @@ def convert_prior(file: Tensors, said: dict, config: Path) -> LlamaPrior:
     )  # fmt: skip
     if heads % kv_heads or math.isqrt(patches) ** 2 != patches:
         raise ModelError(f"{file.path}: {heads} heads of queries, {kv_heads} of keys, {patches} image tokens are no Janus.")
-    known = {key: said[key] for key in LANGUAGE if key in said} | {key: said[key] for key in ("num_key_value_heads",) if key in said}
-    for key, value in known.items():
-        ours = "num_kv_heads" if key == "num_key_value_heads" else LANGUAGE[key][1]
-        if value is not None and value != sizes[ours]:
+    for key, ours in LANGUAGE.items():
+        if said.get(key) not in (None, sizes[ours]):
             raise ModelError(
-                f"{config}: {key} is {str(value)[:20]}, but the weights have {sizes[ours]}. The two files do not belong together."
+                f"{config}: {key} is {str(said[key])[:20]}, but the weights have {sizes[ours]}. The two files do not belong together."
             )
     with torch.device("meta"):
         prior = LlamaPrior(**sizes).eval()
@@ -243,7 +249,8 @@ def _prior_state(file: Tensors, config, keys: int) -> dict[str, torch.Tensor]:
         ours, theirs = f"blocks.{i}", f"language_model.layers.{i}"
         state[f"{ours}.norm1.weight"] = file.take(f"{theirs}.input_layernorm.weight", width)
         state[f"{ours}.norm2.weight"] = file.take(f"{theirs}.post_attention_layernorm.weight", width)
-        parts = [file.take(f"{theirs}.self_attn.{part}_proj.weight", rows, width) for part, rows in (("q", width), ("k", keys), ("v", keys))]
+        rows = {"q": width, "k": keys, "v": keys}
+        parts = [file.take(f"{theirs}.self_attn.{part}_proj.weight", count, width) for part, count in rows.items()]
         state[f"{ours}.attn.qkv.weight"] = torch.cat(parts)
         state[f"{ours}.attn.out.weight"] = file.take(f"{theirs}.self_attn.o_proj.weight", width, width)
         parts = [file.take(f"{theirs}.mlp.{part}_proj.weight", ffn, width) for part in ("gate", "up")]
@@ -272,10 +279,12 @@ def convert_describer(file: Tensors, prior: LlamaPrior, config: dict, path: Path
     vocabulary, hidden = prior.config.text_vocab_size, prior.config.hidden_size
     with torch.device("meta"):
         describer = Describer(
-            vocab_size=vocabulary, hidden_size=hidden, question_template=question, num_layers=file.count("vision_model.encoder.layers."),
-            num_heads=heads, vision_size=width, mlp_size=mlp, patch_size=patch, image_size=patch * math.isqrt(patches),
+            vocab_size=vocabulary, hidden_size=hidden, question_template=question,
+            num_layers=file.count("vision_model.encoder.layers."), num_heads=heads, vision_size=width, mlp_size=mlp,
+            patch_size=patch, image_size=patch * math.isqrt(patches),
         ).eval()  # fmt: skip
-    tied = "lm_head.weight" not in file and config.get("model_type") == "janus" and config.get("tie_word_embeddings", True) is True
+    said_tied = config.get("model_type") == "janus" and config.get("tie_word_embeddings", True) is True
+    tied = "lm_head.weight" not in file and said_tied
     names = {"aligner.0": "aligner.fc1", "aligner.2": "aligner.hidden_layers.0", "text_head": "lm_head", "tower": "vision_model"}
     state = {}
     for key, value in describer.state_dict().items():
@@ -296,23 +305,32 @@ def text_tokenizer(path: Path, marks: Path, original: bool) -> tuple[PreTrainedT
     of a question). Marks are looked up by their names: their ids differ between the sizes."""
     read_json(path)  # its errors name the file
     try:
-        tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_file(str(path)), bos_token=BOS, eos_token=EOS, pad_token=PAD)
+        tokens = Tokenizer.from_file(str(path))
     except Exception as error:  # tokenizers raises plain Exception
         raise ModelError(f"{path} is not a text tokenizer ({str(error)[:200]}).") from None
-    said = read_json(marks) if marks.is_file() else None
-    more = said.get("additional_special_tokens", []) if said else []
-    more = [mark["content"] if isinstance(mark, dict) else mark for mark in more if mark] if isinstance(more, list) else []
-    before = Tokenizer.from_file(str(path)).get_vocab()
-    for mark in (BOS, EOS, PAD, IMAGE):
-        if mark not in before:
+    vocabulary = tokens.get_vocab()
+    for mark in (BOS, EOS, PAD, IMAGE, IMAGE_END):
+        if mark not in vocabulary:
             raise ModelError(f"{path}: the token {mark} is missing. It is another model's, or damaged.")
-    missing = [mark for mark in more if isinstance(mark, str) and mark not in before]
-    tokenizer.add_tokens(missing, special_tokens=True)  # transformers gives them the next ids, too
+    said = read_json(marks) if marks.is_file() else {}
+    more = said.get("additional_special_tokens") or []
+    more = [mark.get("content") if isinstance(mark, dict) else mark for mark in more] if isinstance(more, list) else []
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=tokens, bos_token=BOS, eos_token=EOS, pad_token=PAD)
+    missing = [mark for mark in [*more, PLACEHOLDER] if mark and isinstance(mark, str) and mark not in vocabulary]
+    tokenizer.add_tokens(list(dict.fromkeys(missing)), special_tokens=True)  # transformers gives them the next ids, too
+    _check_golden(tokenizer, path)
     # Janus-1.3B was trained with the roles in plain words; its own special_tokens_map.json does not name them as marks.
-    plain = USER not in tokenizer.get_vocab() or (original and said is not None and USER not in more)
+    plain = USER not in tokenizer.get_vocab() or (original and marks.is_file() and USER not in more)
     user, assistant = ("User", "Assistant") if plain else (USER, ASSISTANT)
     return (
         tokenizer,
         f"{BOS}{user}: {{prompt}}\n\n{assistant}:{IMAGE}",
-        f"{BOS}{SYSTEM}\n\n{user}: {IMAGE}<image_placeholder><end_of_image>\n{{prompt}}\n\n{assistant}:",
+        f"{BOS}{SYSTEM}\n\n{user}: {IMAGE}{PLACEHOLDER}{IMAGE_END}\n{{prompt}}\n\n{assistant}:",
     )
+
+
+def _check_golden(tokenizer: PreTrainedTokenizerFast, path: Path) -> None:
+    """Warns when a vocabulary of the published size gives other ids than were published: prompts would be misread."""
+    text, ids = GOLDEN
+    if len(tokenizer) >= 100_000 and (found := tokenizer(text, add_special_tokens=False)["input_ids"]) != ids:
+        log.warning("%s: %r gives the ids %s, where %s were published.", path, text, found, ids)

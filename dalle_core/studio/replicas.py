@@ -16,6 +16,7 @@ import ray
 from PIL import Image
 from ray import serve
 from ray.exceptions import RayActorError, RayError
+from ray.serve._private import replica as serve_replica
 from torch import Tensor
 
 from dalle_core.catalogue import load
@@ -34,6 +35,7 @@ class Replica:
 
     def __init__(self, asked: dict, loading: dict):
         use_share(asked)
+        _listen_here_only()
         with ThreadPoolExecutor(1) as loader:  # PyTorch's helpers of this thread end with it: see `dalle_core.engine.Engine`
             self.pipe = loader.submit(load, **loading).result()
 
@@ -55,6 +57,14 @@ class Replica:
             if steps is not None:
                 thread.submit(steps.close)  # behind the token that is being drawn
             thread.shutdown(wait=False)
+
+
+def _listen_here_only() -> None:
+    """A replica listens for others of Serve's on all interfaces. Where the Ray is this machine's own, 127.0.0.1 is enough. No
+    setting of Serve's says so: its function is replaced before it is called, when the replica is ready."""
+    if ray.util.get_node_ip_address() == "127.0.0.1":
+        listen = serve_replica.add_port_to_grpc_server
+        serve_replica.add_port_to_grpc_server = lambda server, _: listen(server, "127.0.0.1:0")
 
 
 class Replicas:

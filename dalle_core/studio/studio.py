@@ -19,12 +19,13 @@ import numpy as np
 from PIL import Image
 
 from dalle_core import image_tokenizer
-from dalle_core.augment import Progress, Row, augment, cut_prompts, names_in
+from dalle_core.augment import Progress, augment, cut_prompts, names_in
 from dalle_core.augment import archive as zip_data_set
 from dalle_core.compare import Axis, Cell, plan
 from dalle_core.errors import InputError, ModelError
 from dalle_core.pictures import enlarge, png, save_png
 from dalle_core.pipeline import QUESTION, Label
+from dalle_core.prompts import Row
 from dalle_core.recipe import Drawn, drawn, read_recipe
 from dalle_core.request import DrawingRequest, number, text
 from dalle_core.studio.budgets import Budgets

@@ -44,7 +44,7 @@ def reconstructions(pipe, images: list) -> tuple[list, float]:
 
 def evaluate_kind(pipe, judge: Judge, items: list, seed: int, description: str) -> tuple[dict, list]:
     """Figures for (picture, caption, concepts) of one kind; and for each a strip, (real, reconstructed, first, best) with its
-    caption, after which stands what the judge finds of the best."""
+    caption, before which stands what the judge finds of the best."""
     originals, captions, shown = zip(*items)
     restored, quality = reconstructions(pipe, list(originals))
     first, best, share = [], [], []
@@ -71,7 +71,7 @@ def evaluate_kind(pipe, judge: Judge, items: list, seed: int, description: str) 
         "points_by_ranking": 100 * (of_best - of_all),
     }  # fmt: skip
     strips = [
-        ([real, again, one, chosen], f"{'✓' if right else '✗'} {caption}")
+        ([real, again, one, chosen], f"{'right' if right else 'wrong'}: {caption}")
         for real, again, (one, _), (chosen, right), caption in zip(originals, restored, first, best, captions)
     ]
     return figures, strips

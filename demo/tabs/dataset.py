@@ -10,7 +10,8 @@ from pathlib import Path
 import gradio as gr
 
 from dalle_core import InputError
-from dalle_core.augment import Kept, Progress, Row, read_prompts, rows_of
+from dalle_core.augment import Kept, Progress
+from dalle_core.prompts import Row, read_prompts, rows_of
 from dalle_core.studio.studio import UPDATE_EVERY, Studio, data_set_size
 from demo import progress
 from demo.downloads import download
