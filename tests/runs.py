@@ -12,6 +12,7 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
 import torch
 from accelerate import PartialState
 from accelerate.utils import DistributedType
@@ -148,6 +149,15 @@ def _one(rank: int, count: int, port: int, function, arguments) -> None:
             ACCELERATE_USE_CPU="true",
         )  # fmt: skip
     function(*arguments)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """For the tests that import this: sums are rounded as in the processes below, which have one."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def start(function, *arguments, processes: int = 1) -> list:

@@ -15,6 +15,7 @@ from dalle_core.training import checkpoints
 from dalle_core.training.arguments import add_arguments, command
 from dalle_core.training.loop import Loop, learning_rate
 from tests import runs
+from tests.runs import one_thread  # noqa: F401  every test here
 
 
 def result(out) -> dict:

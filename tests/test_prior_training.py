@@ -21,6 +21,7 @@ from dalle_core.training.look import Look
 from dalle_core.training.loop import Loop
 from tests.conftest import make_pipeline
 from tests.runs import finish, start
+from tests.runs import one_thread  # noqa: F401  every test here
 
 COLOURS = ["red", "green", "blue", "white", "black", "grey", "yellow", "purple"]
 RESULT = "diffusion_pytorch_model.safetensors"

@@ -15,6 +15,7 @@ from dalle_core.errors import InputError
 from dalle_core.training import checkpoints
 from dalle_core.training import clip as training
 from tests import runs
+from tests.runs import one_thread  # noqa: F401  every test here
 
 RESULT = "clip/model.safetensors"
 

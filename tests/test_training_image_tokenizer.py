@@ -25,6 +25,7 @@ from dalle_core.training.perceptual import PerceptualNetwork, feature_distance
 from dalle_core.training.vq_model import decode, encode, new_image_tokenizer, start_linear, trained_image_tokenizer
 from dalle_core.training.vqgan_losses import locality_loss, psnr, ssim
 from tests import plain, runs
+from tests.runs import one_thread  # noqa: F401  every test here
 
 
 @pytest.fixture(scope="module")
