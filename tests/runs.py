@@ -146,7 +146,7 @@ def _one(rank: int, count: int, port: int, function, arguments) -> None:
     if count > 1:  # what accelerate launch and torchrun set
         os.environ.update(
             RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(count), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port),
-            ACCELERATE_USE_CPU="true",
+            ACCELERATE_USE_CPU="true", OMP_NUM_THREADS="1",
         )  # fmt: skip
     function(*arguments)
 
