@@ -170,4 +170,7 @@ def test_the_server_lives_on(page, picture):
     """After all that: every endpoint does what it is asked for."""
     for name, endpoint in page.get("info").json()["named_endpoints"].items():
         status, event, said = ask(page, name, usual(endpoint, picture))
-        assert (status, event) == (200, "complete"), (name, said)
+        if name == "/describe":  # the tiny model has no words
+            assert (status, event) == (200, "error") and "does not answer questions" in said["error"], said
+        else:
+            assert (status, event) == (200, "complete"), (name, said)

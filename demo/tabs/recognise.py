@@ -43,7 +43,11 @@ def ranking(found: list[Label]) -> str:
 
 def build(studio: Studio, together: int, tab: gr.Tab) -> None:
     """Adds the tab; its runs are among those that go on at once."""
-    answers = studio.holder.loaded.answers
+
+    def shown() -> list[str]:
+        """The class of what a model that answers has, and others do not."""
+        return [] if studio.holder.loaded.answers else ["unused"]
+
     gr.Markdown(
         "What does a picture show? CLIP compares it with every label; the prior says how likely the picture's tokens are "
         "after each label."
@@ -56,12 +60,12 @@ def build(studio: Studio, together: int, tab: gr.Tab) -> None:
                 info="Empty: everything the model knows by name.",
             )  # fmt: skip
             run = gr.Button("Recognise", variant="primary", elem_id="recognise")
-            with gr.Group(visible=answers) as asking:
+            with gr.Group(elem_classes=shown()) as asking:
                 question = gr.Textbox(label="Question", placeholder=QUESTION, elem_id="question", max_length=MAX_PROMPT)
                 ask = gr.Button("Ask", elem_id="ask")
         with gr.Column():
             result = gr.HTML("", elem_id="recognised", elem_classes="figures", min_height=120)
-            answer = gr.Textbox(label="Answer", lines=6, interactive=False, visible=answers, elem_id="answer")
+            answer = gr.Textbox(label="Answer", lines=6, interactive=False, elem_classes=shown(), elem_id="answer")
 
     def recognise(request: gr.Request, path, labels):
         lines = [line for line in text("labels", labels or "").splitlines() if line.strip()]
@@ -81,4 +85,4 @@ def build(studio: Studio, together: int, tab: gr.Tab) -> None:
         concurrency_id="sampling", concurrency_limit=together,
     )  # fmt: skip
     # Another model may have been loaded, which answers or does not.
-    tab.select(lambda: [gr.update(visible=studio.holder.loaded.answers)] * 2, None, [asking, answer], **QUIET)
+    tab.select(lambda: [gr.update(elem_classes=shown())] * 2, None, [asking, answer], **QUIET)
