@@ -6,6 +6,8 @@ threads. Beside each the rate of large matrix products in the same dtype, measur
 of these rates. Operations are those of the products in forward and backward, counted by PyTorch; the optimizers' are not
 among them, their time is. Nothing else should be running. Where DALLE-pytorch is installed (`pip install
 dalle-pytorch==1.6.6`), its transformer of the same shape is measured in turn with ours, with AdamW; it also predicts the text.
+It imports youtokentome, taming and pkg_resources, which its transformer does not use: where they cannot be installed, modules
+of these names with what it imports of them are enough, as in the README's figures.
 Ends in one JSON line. `python -m benchmarks.training --help`
 """
 

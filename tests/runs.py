@@ -118,13 +118,13 @@ class Toy(nn.Module):
 COLOURS = ["red", "green", "blue", "white", "black", "grey", "yellow", "purple"]
 
 
-def pictures(folder: Path) -> Path:
-    """40 captioned pictures of 24 pixels, a square of one colour on another, and a text tokenizer in `text_tokenizer`."""
+def pictures(folder: Path, count: int = 40, side: int = 24) -> Path:
+    """Captioned pictures of side x side pixels, a square of one colour on another, and a text tokenizer in `text_tokenizer`."""
     lines = []
-    for i in range(40):
+    for i in range(count):
         a, b = COLOURS[i % 8], COLOURS[(i // 8 + 1 + i) % 8]
-        image = Image.new("RGB", (24, 24), b)
-        image.paste(a, (6, 6, 18, 18))
+        image = Image.new("RGB", (side, side), b)
+        image.paste(a, (side // 4, side // 4, side * 3 // 4, side * 3 // 4))
         image.save(folder / f"{i}.png")
         lines.append(json.dumps({"file_name": f"{i}.png", "text": f"a {a} square on {b}"}))
     (folder / "metadata.jsonl").write_text("\n".join(lines), encoding="utf-8")

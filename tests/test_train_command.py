@@ -11,24 +11,14 @@ from dalle_core.push import check
 from dalle_core.training import whole
 from dalle_core.training.loop import Loop
 from demo import open_studio
-
-COLOURS = ["red", "green", "blue", "white", "black", "grey", "yellow", "purple"]
+from tests import runs
 
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory):
-    """56 captioned pictures of 48 pixels: a square of one colour on another."""
     folder = tmp_path_factory.mktemp("data") / "squares"
     folder.mkdir()
-    lines = []
-    for i in range(56):
-        a, b = COLOURS[i % 8], COLOURS[(i // 8 + 1 + i) % 8]
-        image = Image.new("RGB", (48, 48), b)
-        image.paste(a, (12, 12, 36, 36))
-        image.save(folder / f"{i}.png")
-        lines.append(json.dumps({"file_name": f"{i}.png", "text": f"a {a} square on {b}"}))
-    (folder / "metadata.jsonl").write_text("\n".join(lines), encoding="utf-8")
-    return folder
+    return runs.pictures(folder, count=56, side=48)
 
 
 def command(pictures, run, *more) -> list[str]:
