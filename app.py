@@ -21,9 +21,10 @@ def arguments() -> argparse.Namespace:
     )
     parser.error = lambda message: fail(f"{message}. Try --help.")  # one line, without the usage
     parser.add_argument(
-        "--model", default="emoji",
+        "--model",
+        default="emoji",
         help="a name (emoji, dalle-mini, dalle-mega, janus-pro-1b), a folder, or a Hub id (default: %(default)s)",
-    )  # fmt: skip
+    )
     parser.add_argument("--clip", help='folder or Hub id of the CLIP that ranks, or "none" (default: the model\'s own)')
     parser.add_argument("--lora", help="folder or Hub id of a LoRA for the model, as peft and the training command write it")
     host = os.environ.get("GRADIO_SERVER_NAME", "127.0.0.1")
@@ -31,31 +32,38 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--port", type=int, default=7860, help="(default: %(default)s)")
     parser.add_argument("--device", help="cpu, cuda, cuda:1 or mps (default: the best there is)")
     parser.add_argument(
-        "--dtype", choices=["float32", "bfloat16", "float16", "int8"],
+        "--dtype",
+        choices=["float32", "bfloat16", "float16", "int8"],
         help="int8 is for CPUs: faster, a little less exact (default: float32 on a CPU, bfloat16 on a GPU)",
-    )  # fmt: skip
+    )
     parser.add_argument(
-        "--compile", action="store_true",
+        "--compile",
+        action="store_true",
         help="CUDA: compile the prior's layers; the first pictures wait for it, the others come faster (no GPU has run it yet)",
-    )  # fmt: skip
+    )
     parser.add_argument(
-        "--replicas", type=int, metavar="N",
+        "--replicas",
+        type=int,
+        metavar="N",
         help="draw in N processes, each with the model, by Ray Serve (requirements-ray.txt): on this machine, or on the "
         "cluster that RAY_ADDRESS names; on GPUs each takes one (default: in this process)",
-    )  # fmt: skip
+    )
     parser.add_argument(
-        "--public", action=argparse.BooleanOptionalAction, default="SPACE_ID" in os.environ,
+        "--public",
+        action=argparse.BooleanOptionalAction,
+        default="SPACE_ID" in os.environ,
         help=f"for strangers: at most {PUBLIC_CANDIDATES} candidates at once, no change of model (default: on a Space only)",
-    )  # fmt: skip
+    )
     parser.add_argument(
-        "--proxies", type=int, default=int("SPACE_ID" in os.environ), metavar="N",
+        "--proxies",
+        type=int,
+        default=int("SPACE_ID" in os.environ),
+        metavar="N",
         help="how many trusted proxies before the server add to X-Forwarded-For, where the N-th address from the right is the "
         "visitor's (default: %(default)s; on a Space 1)",
-    )  # fmt: skip
-    parser.add_argument("--share", action="store_true", help="also a public link, through Gradio's servers, for 72 hours")
-    parser.add_argument(
-        "--browser", action=argparse.BooleanOptionalAction, default=False, help="open the page in a browser"
     )
+    parser.add_argument("--share", action="store_true", help="also a public link, through Gradio's servers, for 72 hours")
+    parser.add_argument("--browser", action=argparse.BooleanOptionalAction, default=False, help="open the page in a browser")
     return parser.parse_args()
 
 

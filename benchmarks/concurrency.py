@@ -92,12 +92,16 @@ def measure(pipe: dalle_core.DallePipeline, args: argparse.Namespace) -> None:
     print(
         json.dumps(
             {
-                "people": args.people, "candidates_each": args.candidates, "throughput": round(one_by_one / last, 2),
-                "one_after_the_other_s": round(one_by_one, 2), "last_s": round(last, 2),
-                "fairness": {"small": args.candidates, "large": LARGE} | fairness, "cores": os.cpu_count(),
+                "people": args.people,
+                "candidates_each": args.candidates,
+                "throughput": round(one_by_one / last, 2),
+                "one_after_the_other_s": round(one_by_one, 2),
+                "last_s": round(last, 2),
+                "fairness": {"small": args.candidates, "large": LARGE} | fairness,
+                "cores": os.cpu_count(),
                 "machine": cpu_name(),
             }
-        )  # fmt: skip
+        )
     )
 
 

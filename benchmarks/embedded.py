@@ -33,7 +33,9 @@ def main() -> None:
 
     def once(seed: int) -> tuple[float, float]:
         start, first = time.perf_counter(), None
-        for step in pipe.stream("a fox and a banana", num_candidates=args.candidates, seed=seed, preview_every=2 * pipe.grid_size):
+        for step in pipe.stream(
+            "a fox and a banana", num_candidates=args.candidates, seed=seed, preview_every=2 * pipe.grid_size
+        ):
             if first is None and step.previews is not None:
                 first = time.perf_counter() - start
         return time.perf_counter() - start, first
@@ -45,11 +47,17 @@ def main() -> None:
     print(
         json.dumps(
             {
-                "candidates": args.candidates, "dtype": args.dtype, "ranked_s": round(ranked, 2), "first_preview_s": round(first, 2),
-                "import_s": round(imported - started, 1), "load_s": round(loaded - imported, 2),
-                "peak_memory_gib": round(peak, 2), "cores": os.cpu_count(), "machine": cpu_name(),
+                "candidates": args.candidates,
+                "dtype": args.dtype,
+                "ranked_s": round(ranked, 2),
+                "first_preview_s": round(first, 2),
+                "import_s": round(imported - started, 1),
+                "load_s": round(loaded - imported, 2),
+                "peak_memory_gib": round(peak, 2),
+                "cores": os.cpu_count(),
+                "machine": cpu_name(),
             }
-        )  # fmt: skip
+        )
     )
 
 

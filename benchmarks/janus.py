@@ -31,8 +31,16 @@ def peer_model(dtype: torch.dtype):
     """transformers' own, in the published shapes, with the same random weights each time."""
     from transformers import JanusConfig, JanusForConditionalGeneration
 
-    text = {"hidden_size": 2048, "intermediate_size": 5632, "num_hidden_layers": 24, "num_attention_heads": 16,
-            "num_key_value_heads": 16, "vocab_size": 102400, "rms_norm_eps": 1e-6, "max_position_embeddings": 16384}  # fmt: skip
+    text = {
+        "hidden_size": 2048,
+        "intermediate_size": 5632,
+        "num_hidden_layers": 24,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 16,
+        "vocab_size": 102400,
+        "rms_norm_eps": 1e-6,
+        "max_position_embeddings": 16384,
+    }
     torch.manual_seed(0)
     config = JanusConfig(text_config=text, tie_word_embeddings=False)
     model = JanusForConditionalGeneration._from_config(config, dtype=torch.bfloat16).eval()

@@ -96,24 +96,35 @@ def main() -> None:
         positions = rows * (POSITION + 1) + prompts * config.text_length
         caches = 2 * config.decoder_layers * positions * config.hidden_size * cache_size
         reading = (weights * weight_size + caches) / bandwidth
-        computing = 2 * rows * (weights + 2 * config.decoder_layers * (POSITION + 1 + config.text_length) * config.hidden_size) / rate
+        computing = (
+            2 * rows * (weights + 2 * config.decoder_layers * (POSITION + 1 + config.text_length) * config.hidden_size) / rate
+        )
         limit = max(reading, computing)
         linear_limit = max(weights * weight_size / bandwidth, 2 * rows * weights / rate)
         found.append(
             {
-                "rows": rows, "ms": round(seconds * 1000, 1), "reading_ms": round(reading * 1000, 1),
-                "computing_ms": round(computing * 1000, 1), "times_the_limit": round(seconds / limit, 2),
-                "linear_ms": round(linear_ms, 1), "linear_limit_ms": round(linear_limit * 1000, 1),
-                "attention_ms": round(attention_ms, 1), "attention_limit_ms": round(caches / bandwidth * 1000, 1),
+                "rows": rows,
+                "ms": round(seconds * 1000, 1),
+                "reading_ms": round(reading * 1000, 1),
+                "computing_ms": round(computing * 1000, 1),
+                "times_the_limit": round(seconds / limit, 2),
+                "linear_ms": round(linear_ms, 1),
+                "linear_limit_ms": round(linear_limit * 1000, 1),
+                "attention_ms": round(attention_ms, 1),
+                "attention_limit_ms": round(caches / bandwidth * 1000, 1),
             }
-        )  # fmt: skip
+        )
     print(
         json.dumps(
             {
-                "dtype": args.dtype, "gb_s": round(bandwidth / 1e9, 1), "gflop_s": round(rate / 1e9), "tokens": found,
-                "cores": os.cpu_count(), "machine": cpu_name(),
+                "dtype": args.dtype,
+                "gb_s": round(bandwidth / 1e9, 1),
+                "gflop_s": round(rate / 1e9),
+                "tokens": found,
+                "cores": os.cpu_count(),
+                "machine": cpu_name(),
             }
-        )  # fmt: skip
+        )
     )
 
 

@@ -48,9 +48,13 @@ def theirs(folder: Path, candidates: int) -> dict:
     greedy, previous = [], torch.tensor([[16384]])
     for i in range(GREEDY):
         token, cache = model.decoder.sample_tokens(
-            torch.tensor([1.0, 1.0, 16.0]), attention_mask=mask, encoder_state=states, attention_state=cache,
-            prev_tokens=previous, token_index=torch.tensor([i]),
-        )  # fmt: skip
+            torch.tensor([1.0, 1.0, 16.0]),
+            attention_mask=mask,
+            encoder_state=states,
+            attention_state=cache,
+            prev_tokens=previous,
+            token_index=torch.tensor([i]),
+        )
         greedy.append(token.item())
         previous = token[:, None]
     del states, cache
@@ -69,7 +73,9 @@ def ours(folder: Path, candidates: int, dtype: str) -> dict:
     pipe = dalle_core.load(folder, device="cpu", dtype=getattr(torch, dtype), clip="none")
     keep = torch.zeros(16, 16, dtype=torch.bool)
     keep.view(-1)[GREEDY:] = True
-    first = pipe(PROMPT, num_candidates=1, temperature=0.0, guidance_scale=16.0, image_tokens=torch.zeros(16, 16).long(), keep=keep)
+    first = pipe(
+        PROMPT, num_candidates=1, temperature=0.0, guidance_scale=16.0, image_tokens=torch.zeros(16, 16).long(), keep=keep
+    )
     greedy = first.candidates[0].tokens.flatten()[:GREEDY].tolist()
     start = time.perf_counter()
     for step in pipe.stream(PROMPT, num_candidates=candidates, seed=1, guidance_scale=16.0, top_k=256, rerank=False):
@@ -92,9 +98,15 @@ def tried(folder: Path, candidates: int) -> dict[str, float]:
             continue
         half = torch.arange(256).view(16, 16) < 128  # a token in the middle costs what tokens cost on average
         steps = pipe.stream(
-            PROMPT, num_candidates=candidates, seed=1, guidance_scale=16.0, top_k=256, rerank=False,
-            image_tokens=torch.zeros(16, 16).long(), keep=half,
-        )  # fmt: skip
+            PROMPT,
+            num_candidates=candidates,
+            seed=1,
+            guidance_scale=16.0,
+            top_k=256,
+            rerank=False,
+            image_tokens=torch.zeros(16, 16).long(),
+            keep=half,
+        )
         for _ in range(128 + TRIED):  # reads the prompt and what is kept, warms up
             next(steps)
         start = time.perf_counter()
@@ -150,14 +162,20 @@ def main() -> None:
     print(
         json.dumps(
             {
-                "candidates": args.candidates, "dtype": dtype, "speedup": round(b["seconds"] / a["seconds"], 2),
-                "peak_memory_ratio": round(a["peak_gb"] / b["peak_gb"], 2), "ours_s": round(a["seconds"], 1),
-                "ours_ms_a_token": round(a["tokens_s"] / 255 * 1000, 1), "min_dalle_s": round(b["seconds"], 1),
-                "ours_peak_gb": round(a["peak_gb"], 2), "min_dalle_peak_gb": round(b["peak_gb"], 2),
-                "cores": os.cpu_count(), "machine": cpu_name(),
+                "candidates": args.candidates,
+                "dtype": dtype,
+                "speedup": round(b["seconds"] / a["seconds"], 2),
+                "peak_memory_ratio": round(a["peak_gb"] / b["peak_gb"], 2),
+                "ours_s": round(a["seconds"], 1),
+                "ours_ms_a_token": round(a["tokens_s"] / 255 * 1000, 1),
+                "min_dalle_s": round(b["seconds"], 1),
+                "ours_peak_gb": round(a["peak_gb"], 2),
+                "min_dalle_peak_gb": round(b["peak_gb"], 2),
+                "cores": os.cpu_count(),
+                "machine": cpu_name(),
             }
             | more
-        )  # fmt: skip
+        )
     )
 
 

@@ -36,9 +36,19 @@ def peer_transformer(peer: Path, layers: int):
     from dalle.utils.sampling import sampling
 
     hparams = types.SimpleNamespace(
-        embed_dim=WIDTH, n_layers=layers, n_dense_layers=layers, n_heads=HEADS, mlp_bias=True, attn_bias=True, embd_pdrop=0.0,
-        resid_pdrop=0.0, attn_pdrop=0.0, gelu_use_approx=False, ctx_len_img=256, ctx_len_txt=64,
-    )  # fmt: skip
+        embed_dim=WIDTH,
+        n_layers=layers,
+        n_dense_layers=layers,
+        n_heads=HEADS,
+        mlp_bias=True,
+        attn_bias=True,
+        embd_pdrop=0.0,
+        resid_pdrop=0.0,
+        attn_pdrop=0.0,
+        gelu_use_approx=False,
+        ctx_len_img=256,
+        ctx_len_txt=64,
+    )
     torch.manual_seed(0)
     model = Transformer1d(TEXTS, 16384, hparams).eval()
     model.head_img.weight.data.mul_(20)  # far from uniform
@@ -103,7 +113,15 @@ def main() -> None:
         (Path(folder) / "config.yaml").write_text(f"stage2: {{hparams: {{n_heads: {HEADS}}}}}\n", encoding="utf-8")
 
         def run(side: str, *more: str) -> dict:
-            command = [sys.executable, "-m", "benchmarks.mindalle", "--side", side, "--checkpoint", f"{folder}/stage2_last.ckpt"]
+            command = [
+                sys.executable,
+                "-m",
+                "benchmarks.mindalle",
+                "--side",
+                side,
+                "--checkpoint",
+                f"{folder}/stage2_last.ckpt",
+            ]
             command += ["--peer", str(args.peer), "--layers", str(args.layers), "--candidates", str(args.candidates), *more]
             out = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, encoding="utf-8", check=True).stdout
             return json.loads(out.splitlines()[-1])
@@ -117,12 +135,17 @@ def main() -> None:
     print(
         json.dumps(
             {
-                "candidates": args.candidates, "layers": args.layers, "dtype": args.dtype,
-                "speedup": round(b["seconds"] / a["seconds"], 2), "peak_memory_ratio": round(a["peak_gb"] / b["peak_gb"], 2),
-                "ours_s": round(a["seconds"], 1), "mindalle_s": round(b["seconds"], 1), "cores": os.cpu_count(),
+                "candidates": args.candidates,
+                "layers": args.layers,
+                "dtype": args.dtype,
+                "speedup": round(b["seconds"] / a["seconds"], 2),
+                "peak_memory_ratio": round(a["peak_gb"] / b["peak_gb"], 2),
+                "ours_s": round(a["seconds"], 1),
+                "mindalle_s": round(b["seconds"], 1),
+                "cores": os.cpu_count(),
                 "machine": cpu_name(),
             }
-        )  # fmt: skip
+        )
     )
 
 

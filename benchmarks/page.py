@@ -64,11 +64,15 @@ def main() -> None:
     print(
         json.dumps(
             {
-                "page_answers_s": round(answered, 1), "first_grid_s": round(grids[0], 2),
-                "preview_s": round(statistics.median(previews[1:]), 2), "grid_s": round(statistics.median(grids[1:]), 2),
-                "resident_memory_gib": round(resident / 2**20, 2), "cores": os.cpu_count(), "machine": cpu_name(),
+                "page_answers_s": round(answered, 1),
+                "first_grid_s": round(grids[0], 2),
+                "preview_s": round(statistics.median(previews[1:]), 2),
+                "grid_s": round(statistics.median(grids[1:]), 2),
+                "resident_memory_gib": round(resident / 2**20, 2),
+                "cores": os.cpu_count(),
+                "machine": cpu_name(),
             }
-        )  # fmt: skip
+        )
     )
 
 

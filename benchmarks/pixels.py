@@ -27,10 +27,13 @@ from dalle_core.image_tokenizer import decode
 def mini_tokenizer() -> VQModel:
     torch.manual_seed(0)
     return VQModel(
-        block_out_channels=[128, 128, 256, 256, 512], down_block_types=["DownEncoderBlock2D"] * 4 + ["AttnDownEncoderBlock2D"],
-        up_block_types=["AttnUpDecoderBlock2D"] + ["UpDecoderBlock2D"] * 4, layers_per_block=2, latent_channels=256,
+        block_out_channels=[128, 128, 256, 256, 512],
+        down_block_types=["DownEncoderBlock2D"] * 4 + ["AttnDownEncoderBlock2D"],
+        up_block_types=["AttnUpDecoderBlock2D"] + ["UpDecoderBlock2D"] * 4,
+        layers_per_block=2,
+        latent_channels=256,
         num_vq_embeddings=16384,
-    ).eval()  # fmt: skip
+    ).eval()
 
 
 @torch.inference_mode()
@@ -67,14 +70,16 @@ def main() -> None:
     print(
         json.dumps(
             {
-                "seconds": {name: round(time, 2) for name, time in median.items()}, "off_by": off_by,
+                "seconds": {name: round(time, 2) for name, time in median.items()},
+                "off_by": off_by,
                 "spread": round(expected.std().item() * 127.5, 1),
                 "plain_gflop": round(counter.get_total_flops() / 1e9),
                 "plain_gflop_s": round(counter.get_total_flops() / 1e9 / median["plain"]),
                 "matmul_gflop_s": round(2 * 2048**3 / 1e9 / best_of(lambda: square @ square, 10)),
-                "cores": os.cpu_count(), "machine": cpu_name(),
+                "cores": os.cpu_count(),
+                "machine": cpu_name(),
             }
-        )  # fmt: skip
+        )
     )
 
 

@@ -119,8 +119,9 @@ def main() -> None:
         took = {who: statistics.median(each) for who, each in times.items()}
         ours[name] = counted / took["ours"]
         result[name] = {f"{who}_samples_a_s": round(args.batch_size / each, 2) for who, each in took.items()} | {
-            "ours_gflops": round(ours[name] / 1e9, 1), "matmul_gflops": round(rates[name] / 1e9, 1),
-        }  # fmt: skip
+            "ours_gflops": round(ours[name] / 1e9, 1),
+            "matmul_gflops": round(rates[name] / 1e9, 1),
+        }
     best = max(rates, key=rates.get)
     result |= {"best_dtype": best, "share": round(ours[best] / rates[best], 2), "cores": os.cpu_count(), "machine": cpu_name()}
     print(json.dumps(result))

@@ -88,9 +88,11 @@ def main() -> None:
     url = f"http://127.0.0.1:{port}/"
     with tempfile.TemporaryDirectory() as files:
         server = subprocess.Popen(
-            [sys.executable, "app.py", "--public", "--proxies", "1", "--port", str(port)], cwd=ROOT,
-            stdout=subprocess.DEVNULL, env=os.environ | {"GRADIO_TEMP_DIR": files},
-        )  # fmt: skip
+            [sys.executable, "app.py", "--public", "--proxies", "1", "--port", str(port)],
+            cwd=ROOT,
+            stdout=subprocess.DEVNULL,
+            env=os.environ | {"GRADIO_TEMP_DIR": files},
+        )
         try:
             found = crowd(url, args, Path(files), server)
         finally:
@@ -141,27 +143,34 @@ def figures(args, asked: list[Asked], full: list, lengths: list[int], alone: dic
     drawn = [one for one in asked if one.candidates]
     mixed = [one for one in drawn if one.candidates != alone[one.seed].candidates]
     # How many more finished while one waited than were before it or being drawn.
-    overtaken = max(
-        sum(one.begun < other.ended < one.ended for other in drawn) - one.place - TOGETHER for one in drawn
-    )  # fmt: skip
+    overtaken = max(sum(one.begun < other.ended < one.ended for other in drawn) - one.place - TOGETHER for one in drawn)
     quota = inspect.signature(Store).parameters["quota"].default
     size = sum(file.stat().st_size for file in files.rglob("*") if file.is_file())
     status = Path(f"/proc/{server.pid}/status").read_text(encoding="utf-8")
     memory = next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmRSS"))
     slowest = max(drawn, key=lambda one: one.seconds)
     found = {
-        "visitors": args.visitors, "seconds": round(elapsed, 1), "drawings": len(drawn),
-        "refused": sorted({one.said for one in asked if one.said}), "times_queue_was_full": len(full),
-        "longest_queue": max(lengths), "mixed_up": len(mixed), "slowest_s": round(slowest.seconds, 1),
-        "its_place": slowest.place, "alone_s": round(min(one.seconds for one in alone.values()), 2),
+        "visitors": args.visitors,
+        "seconds": round(elapsed, 1),
+        "drawings": len(drawn),
+        "refused": sorted({one.said for one in asked if one.said}),
+        "times_queue_was_full": len(full),
+        "longest_queue": max(lengths),
+        "mixed_up": len(mixed),
+        "slowest_s": round(slowest.seconds, 1),
+        "its_place": slowest.place,
+        "alone_s": round(min(one.seconds for one in alone.values()), 2),
         "most_overtaken_by": max(overtaken, 0),
-        "files_mib": round(size / 2**20, 1), "resident_memory_gib": round(memory / 2**20, 2),
-    }  # fmt: skip
+        "files_mib": round(size / 2**20, 1),
+        "resident_memory_gib": round(memory / 2**20, 2),
+    }
     wrong = {
-        "other candidates than alone": bool(mixed), "a queue longer than its bound": max(lengths) > LONGEST,
-        "files over quota": size > quota, "a wait that its place does not explain": overtaken > 2 * TOGETHER,
+        "other candidates than alone": bool(mixed),
+        "a queue longer than its bound": max(lengths) > LONGEST,
+        "files over quota": size > quota,
+        "a wait that its place does not explain": overtaken > 2 * TOGETHER,
         "requests that failed": len(drawn) < len(asked),
-    }  # fmt: skip
+    }
     if any(wrong.values()):
         raise SystemExit(f"{', '.join(what for what, is_so in wrong.items() if is_so)}: {json.dumps(found)}")
     return found

@@ -121,21 +121,23 @@ def sampling(args: argparse.Namespace) -> dict:
 
 def add_model(command: argparse.ArgumentParser) -> None:
     command.add_argument(
-        "--model", default="emoji",
-        help=f"a name ({', '.join(CATALOGUE)}), a folder, or a Hub id (default: %(default)s)",
-    )  # fmt: skip
+        "--model", default="emoji", help=f"a name ({', '.join(CATALOGUE)}), a folder, or a Hub id (default: %(default)s)"
+    )
     command.add_argument("--clip", help='folder or Hub id of the CLIP that ranks, or "none" (default: the model\'s own)')
     command.add_argument("--lora", help="folder or Hub id of a LoRA for this model")
     command.add_argument("--device", help="cpu, cuda, cuda:1 or mps (default: the best there is)")
     command.add_argument(
-        "--dtype", choices=["float32", "bfloat16", "float16", "int8"],
+        "--dtype",
+        choices=["float32", "bfloat16", "float16", "int8"],
         help="int8 is for CPUs (default: float32 on a CPU, bfloat16 on a GPU)",
-    )  # fmt: skip
+    )
     command.add_argument("--negative-prompt", default="", help="what guidance leads away from")
     for name, kind, note in (
-        ("temperature", float, "0 is greedy"), ("top-k", int, "0 keeps all"), ("top-p", float, "1 keeps all"),
+        ("temperature", float, "0 is greedy"),
+        ("top-k", int, "0 keeps all"),
+        ("top-p", float, "1 keeps all"),
         ("guidance-scale", float, "1 is unguided"),
-    ):  # fmt: skip
+    ):
         command.add_argument(f"--{name}", type=kind, help=f"{note} (default: the model's own)")
 
 
@@ -147,10 +149,13 @@ def parser(arguments: list[str] | None = None) -> argparse.ArgumentParser:
     command = commands.add_parser("convert", help="a published model into a folder of this project's layout")
     command.set_defaults(run=convert_command)
     command.add_argument(
-        "source", help="a name (dalle-mini, janus-pro-1b, …), a folder of min-dalle, dalle-mini, minDALL·E or Janus, or a Hub id"
-    )  # fmt: skip
+        "source",
+        help="a name (dalle-mini, janus-pro-1b, …), a folder of min-dalle, dalle-mini, minDALL·E or Janus, or a Hub id",
+    )
     command.add_argument("out", type=Path, help="a new folder")
-    command.add_argument("--dtype", choices=["float32", "float16", "bfloat16"], default="float16", help="(default: %(default)s)")
+    command.add_argument(
+        "--dtype", choices=["float32", "float16", "bfloat16"], default="float16", help="(default: %(default)s)"
+    )
     command.add_argument("--clip", help='folder or Hub id of the CLIP that ranks, or "none" (default: the usual one)')
 
     command = commands.add_parser("sample", help="candidates of one prompt, ranked by CLIP, as PNG files with their recipe")
@@ -163,27 +168,34 @@ def parser(arguments: list[str] | None = None) -> argparse.ArgumentParser:
     add_model(command)
 
     command = commands.add_parser(
-        "augment", help="many pictures of many prompts, as a data set to train on",
+        "augment",
+        help="many pictures of many prompts, as a data set to train on",
         description="Draws a data set in the imagefolder layout: pictures and metadata.jsonl. Run again to go on after a stop.",
-    )  # fmt: skip
+    )
     command.set_defaults(run=augment_command)
-    command.add_argument("prompts", type=Path, help="a .csv with a column “prompt” and perhaps “count”, or a .txt, a prompt a line")
+    command.add_argument(
+        "prompts", type=Path, help="a .csv with a column “prompt” and perhaps “count”, or a .txt, a prompt a line"
+    )
     command.add_argument("out", type=Path, help="a new folder, or that of a run to go on with")
     command.add_argument("--count", type=int, default=16, help="pictures of each prompt (default: %(default)s)")
     command.add_argument("--threshold", type=float, help="keep pictures with at least this CLIP score (default: all)")
     command.add_argument("--best", type=int, help="keep at most so many of each prompt, the best by CLIP (default: all)")
     command.add_argument("--seed", type=int, default=0, help="(default: %(default)s)")
     command.add_argument(
-        "--workers", type=int, metavar="N",
+        "--workers",
+        type=int,
+        metavar="N",
         help="draw in N processes, each with the model, by Ray (requirements-ray.txt): on this machine, or on the cluster that "
         "RAY_ADDRESS names; on GPUs each takes one (default: in this process)",
-    )  # fmt: skip
+    )
     add_model(command)
 
     command = commands.add_parser(
-        "train", help="captioned pictures in, a model out", add_help=asked,
+        "train",
+        help="captioned pictures in, a model out",
+        add_help=asked,
         description="Trains all parts of a model and puts them together. Run again to go on after a stop.",
-    )  # fmt: skip
+    )
     command.set_defaults(run=train_command)
     if asked:
         from dalle_core.training.whole import add_arguments  # takes a second, which the others need not wait for
@@ -197,20 +209,22 @@ def parser(arguments: list[str] | None = None) -> argparse.ArgumentParser:
     command.add_argument("--private", action="store_true")
 
     command = commands.add_parser(
-        "caption", help="captions of a folder of pictures, as metadata.jsonl to train on",
+        "caption",
+        help="captions of a folder of pictures, as metadata.jsonl to train on",
         description="Describes each picture of a folder in words. Run again to go on after a stop.",
-    )  # fmt: skip
+    )
     command.set_defaults(run=caption_command)
     command.add_argument("folder", type=Path, help="with pictures, also in folders below it")
     command.add_argument(
         "--model", default="janus-pro-1b", help="one that answers: a name, a folder, or a Hub id (default: %(default)s)"
-    )  # fmt: skip
+    )
     command.add_argument("--question", default=QUESTION, help="(default: %(default)s)")
     command.add_argument("--device", help="cpu, cuda, cuda:1 or mps (default: the best there is)")
     command.add_argument(
-        "--dtype", choices=["float32", "bfloat16", "float16", "int8"],
+        "--dtype",
+        choices=["float32", "bfloat16", "float16", "int8"],
         help="int8 is for CPUs (default: float32 on a CPU, bfloat16 on a GPU)",
-    )  # fmt: skip
+    )
     return parser
 
 
@@ -223,7 +237,10 @@ def main(arguments: list[str] | None = None) -> None:
         print(f"{args.command}: {error}", file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
-        print(f"{args.command}: stopped" + "; run it again to go on." * (args.command in ("augment", "caption", "train")), file=sys.stderr)
+        print(
+            f"{args.command}: stopped" + "; run it again to go on." * (args.command in ("augment", "caption", "train")),
+            file=sys.stderr,
+        )
         raise SystemExit(130) from None
 
 

@@ -97,9 +97,12 @@ def augment(
     holds something else or another run's data; and whenever the disk is full or the folder cannot be written.
     """
     sampling = {
-        "negative_prompt": negative_prompt, "temperature": temperature, "top_k": top_k, "top_p": top_p,
+        "negative_prompt": negative_prompt,
+        "temperature": temperature,
+        "top_k": top_k,
+        "top_p": top_p,
         "guidance_scale": guidance_scale,
-    }  # fmt: skip
+    }
     run = plan(pipe, rows, seed, threshold, best, sampling)
 
     def draw(blocks):

@@ -52,7 +52,17 @@ WEIGHTS = "diffusion_pytorch_model.safetensors"
 PRIORS = {"GPTPrior": GPTPrior, "BartPrior": BartPrior, "LlamaPrior": LlamaPrior}
 FORMATS = (janus, min_dalle, dalle_mini, mindalle)
 # What model_index.json says besides the components.
-SETTINGS = ("name", "defaults", "examples", "text_normalizer", "licence", "labels", "vocabulary", "prompt_template", "cpu_candidates")
+SETTINGS = (
+    "name",
+    "defaults",
+    "examples",
+    "text_normalizer",
+    "licence",
+    "labels",
+    "vocabulary",
+    "prompt_template",
+    "cpu_candidates",
+)
 LARGE = 2**16  # more than a picture has pixels a side; whole numbers of a config are that or a size of the weights
 
 # CLIPs that rank published models: small enough for a CPU, and the one that dalle-mini ranked with.
@@ -89,42 +99,78 @@ class Model:
 
 
 PUBLISHED_EXAMPLES = (
-    "a comfy chair that looks like an avocado", "court sketch of godzilla on trial", "a red fox in the snow, oil painting",
-    "a lighthouse at sunset", "the eiffel tower on a desert", "a cottage by a lake in the mountains",
-)  # fmt: skip
+    "a comfy chair that looks like an avocado",
+    "court sketch of godzilla on trial",
+    "a red fox in the snow, oil painting",
+    "a lighthouse at sunset",
+    "the eiffel tower on a desert",
+    "a cottage by a lake in the mountains",
+)
 CATALOGUE = {
     "emoji": Model(
-        "Emoji, the model that comes with this project", "CC-BY-4.0", 9_600_000, 16,
+        "Emoji, the model that comes with this project",
+        "CC-BY-4.0",
+        9_600_000,
+        16,
         note="Icons in seven styles on coloured backgrounds, in English and Chinese; nothing else.",
     ),
     "dalle-mini": Model(
-        "DALL·E mini", "MIT", 484_543_603, 64, 1_065_000_000, "kuprel/min-dalle",
-        files=("encoder_mini.pt", "decoder_mini.pt", "detoker.pt", "vocab_mini.json", "merges_mini.txt",
-               "config_mini.json"),
-        defaults=min_dalle.DEFAULTS, examples=PUBLISHED_EXAMPLES,
+        "DALL·E mini",
+        "MIT",
+        484_543_603,
+        64,
+        1_065_000_000,
+        "kuprel/min-dalle",
+        files=("encoder_mini.pt", "decoder_mini.pt", "detoker.pt", "vocab_mini.json", "merges_mini.txt", "config_mini.json"),
+        defaults=min_dalle.DEFAULTS,
+        examples=PUBLISHED_EXAMPLES,
         note="Anything in a few English words, 256 x 256. Landscapes and odd combinations are good; faces are not.",
     ),
     "dalle-mega": Model(
-        "DALL·E mega", "MIT", 2_634_230_915, 64, 5_370_000_000, "kuprel/min-dalle",
+        "DALL·E mega",
+        "MIT",
+        2_634_230_915,
+        64,
+        5_370_000_000,
+        "kuprel/min-dalle",
         files=("encoder.pt", "decoder.pt", "detoker.pt", "vocab.json", "merges.txt", "config.json"),
-        defaults=min_dalle.DEFAULTS, examples=PUBLISHED_EXAMPLES,
+        defaults=min_dalle.DEFAULTS,
+        examples=PUBLISHED_EXAMPLES,
         note="As DALL·E mini, with more detail and better compositions; slow without a GPU.",
     ),
     "janus-pro-1b": Model(
-        "Janus-Pro 1B", janus.LICENCE, 1_556_000_000, janus.TEXT_LENGTH, 4_183_000_000, "deepseek-ai/Janus-Pro-1B",
+        "Janus-Pro 1B",
+        janus.LICENCE,
+        1_556_000_000,
+        janus.TEXT_LENGTH,
+        4_183_000_000,
+        "deepseek-ai/Janus-Pro-1B",
         files=("config.json", "pytorch_model.bin", "tokenizer.json", "special_tokens_map.json"),
-        defaults=janus.DEFAULTS, examples=PUBLISHED_EXAMPLES,
+        defaults=janus.DEFAULTS,
+        examples=PUBLISHED_EXAMPLES,
         note="Long descriptions in English or Chinese, 384 x 384 only; it also answers questions about pictures. Faces and small "
         "things are weak: draw several. On a CPU at most 4 at a time, minutes each time.",
     ),
     "janus-pro-7b": Model(
-        "Janus-Pro 7B", janus.LICENCE, 6_660_000_000, janus.TEXT_LENGTH, 14_845_000_000, "deepseek-ai/Janus-Pro-7B",
-        files=("config.json", "pytorch_model.bin.index.json", "pytorch_model-00001-of-00002.bin",
-               "pytorch_model-00002-of-00002.bin", "tokenizer.json", "special_tokens_map.json"),
-        defaults=janus.DEFAULTS, examples=PUBLISHED_EXAMPLES,
+        "Janus-Pro 7B",
+        janus.LICENCE,
+        6_660_000_000,
+        janus.TEXT_LENGTH,
+        14_845_000_000,
+        "deepseek-ai/Janus-Pro-7B",
+        files=(
+            "config.json",
+            "pytorch_model.bin.index.json",
+            "pytorch_model-00001-of-00002.bin",
+            "pytorch_model-00002-of-00002.bin",
+            "tokenizer.json",
+            "special_tokens_map.json",
+        ),
+        defaults=janus.DEFAULTS,
+        examples=PUBLISHED_EXAMPLES,
         note="As Janus-Pro 1B, nearer to the prompt, with more detail; for a GPU, or much patience.",
     ),
-}  # fmt: skip
+}
 
 
 def load(
@@ -180,7 +226,9 @@ def load(
         if not memory.is_out_of_memory(error):
             raise
         free = memory.gigabytes(memory.free_bytes(device))
-        raise ModelError(f"{source} does not fit on {device}, where {free} are free. Try --dtype bfloat16 or --device cpu.") from None
+        raise ModelError(
+            f"{source} does not fit on {device}, where {free} are free. Try --dtype bfloat16 or --device cpu."
+        ) from None
 
 
 def _brought(bring: Callable[[], Describer], device: torch.device, packed: bool) -> Describer:
@@ -387,7 +435,9 @@ def _bring_describer(folder: Path, dtype: torch.dtype, device: torch.device, pri
     describer = _load_model(folder / "describer", Describer, WEIGHTS, dtype)
     for key, ours in (("hidden_size", "hidden_size"), ("vocab_size", "text_vocab_size")):
         if describer.config[key] != prior_config[ours]:
-            raise ModelError(f"{path}: its {key} is {describer.config[key]}, the prior's {prior_config[ours]}. They do not match.")
+            raise ModelError(
+                f"{path}: its {key} is {describer.config[key]}, the prior's {prior_config[ours]}. They do not match."
+            )
     return describer
 
 
@@ -532,7 +582,9 @@ def _load_model(folder: Path, cls, file: str, dtype: torch.dtype, lora: Lora | N
         try:
             with safe_open(path, "pt") as weights:  # mapped for each anew: the pages of all would count as memory in use
                 # In memory of its own: in the file it may begin anywhere, where kernels round otherwise.
-                exact = cls in (CLIPModel, SiglipModel) or cls is VQModel and not key.startswith(("decoder.", "post_quant_conv."))
+                exact = (
+                    cls in (CLIPModel, SiglipModel) or cls is VQModel and not key.startswith(("decoder.", "post_quant_conv."))
+                )
                 value = weights.get_tensor(key)
                 if key in changes:  # in float32, before it is rounded to the dtype
                     value = lora.merged(key, value, changes.pop(key))

@@ -25,9 +25,18 @@ Licence of the weights: {licence}. The licence and the credit are those of the s
 {parts}
 """
 TAGS = (  # the Hub's names of licences
-    "mit", "apache-2.0", "bsd-3-clause", "cc0-1.0", "cc-by-4.0", "cc-by-sa-4.0", "cc-by-nc-4.0", "cc-by-nc-sa-4.0", "openrail",
-    "creativeml-openrail-m", "gpl-3.0",
-)  # fmt: skip
+    "mit",
+    "apache-2.0",
+    "bsd-3-clause",
+    "cc0-1.0",
+    "cc-by-4.0",
+    "cc-by-sa-4.0",
+    "cc-by-nc-4.0",
+    "cc-by-nc-sa-4.0",
+    "openrail",
+    "creativeml-openrail-m",
+    "gpl-3.0",
+)
 
 
 def licence_tag(licence: str) -> str:
@@ -49,14 +58,16 @@ def convert(source: str, out: Path, dtype: torch.dtype, clip: str | None = None,
     licence = pipe.config.licence
     models = {name: part.to(dtype) for name, part in pipe.components.items() if isinstance(part, torch.nn.Module)}
     rows = [
-        f"| `{name}` | {type(part).__name__} | {sum(p.numel() for p in part.parameters()):,} |"
-        for name, part in models.items()
+        f"| `{name}` | {type(part).__name__} | {sum(p.numel() for p in part.parameters()):,} |" for name, part in models.items()
     ]
     origin = f"`{known.repo}` on the Hugging Face Hub" if known and known.repo else f"`{Path(source).name}`"
     card = CARD.format(
         licence_tag=licence_tag(licence),
-        title=known.title if known else pipe.name, source=origin, licence=licence, parts="\n".join(rows),
-    )  # fmt: skip
+        title=known.title if known else pipe.name,
+        source=origin,
+        licence=licence,
+        parts="\n".join(rows),
+    )
     size = sum(p.numel() * p.element_size() for part in models.values() for p in part.parameters())
     check_disk(out, size, "The converted model")
     save(pipe, out, card)

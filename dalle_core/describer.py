@@ -44,13 +44,15 @@ class Describer(ModelMixin, ConfigMixin):
         super().__init__()
         self.tower = JanusVisionModel(
             JanusVisionConfig(
-                hidden_size=vision_size, num_hidden_layers=num_layers, num_attention_heads=num_heads, image_size=image_size,
-                patch_size=patch_size, mlp_ratio=mlp_size / vision_size,
+                hidden_size=vision_size,
+                num_hidden_layers=num_layers,
+                num_attention_heads=num_heads,
+                image_size=image_size,
+                patch_size=patch_size,
+                mlp_ratio=mlp_size / vision_size,
             )
-        )  # fmt: skip
-        self.aligner = nn.Sequential(
-            nn.Linear(vision_size, hidden_size), nn.GELU(), nn.Linear(hidden_size, hidden_size)
         )
+        self.aligner = nn.Sequential(nn.Linear(vision_size, hidden_size), nn.GELU(), nn.Linear(hidden_size, hidden_size))
         self.text_head = nn.Linear(hidden_size, vocab_size, bias=False)
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:

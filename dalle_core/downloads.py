@@ -45,9 +45,7 @@ class _Unreachable(ModelError):
     """The Hub did not answer, or may not be asked."""
 
 
-def fetch(
-    repo: str, patterns: list[str], revision: str | None = None, tell: Progress | None = None, room: int = 0
-) -> Path:
+def fetch(repo: str, patterns: list[str], revision: str | None = None, tell: Progress | None = None, room: int = 0) -> Path:
     """The folder with the files of a repository that match `patterns`; each pattern must match one or more files.
 
     revision None: the one of the first download, which is recorded. room: bytes that will be needed on the disk besides
@@ -85,7 +83,9 @@ def _cached(repo: str, patterns: list[str], revision: str | None) -> Path | None
 
 def _download(repo: str, patterns: list[str], revision: str | None, tell: Progress | None, room: int) -> Path:
     try:
-        files = huggingface_hub.snapshot_download(repo, revision=revision, allow_patterns=patterns, dry_run=True, tqdm_class=_Silent)
+        files = huggingface_hub.snapshot_download(
+            repo, revision=revision, allow_patterns=patterns, dry_run=True, tqdm_class=_Silent
+        )
         missing = [p for p in patterns if not any(fnmatch(file.filename, p) for file in files)]
         if missing:
             raise ModelError(f"{repo} on the Hub has no file {missing[0]}: it is not a model of the kind that was asked for.")
@@ -131,9 +131,13 @@ def _bring_large(repo: str, file, progress: "_Bytes") -> None:
                 content.truncate()
             progress.skip(content.tell())
             http_get(
-                url, content, resume_size=content.tell(), headers=build_hf_headers(), expected_size=file.file_size,
+                url,
+                content,
+                resume_size=content.tell(),
+                headers=build_hf_headers(),
+                expected_size=file.file_size,
                 tqdm_class=progress.bar_class(),
-            )  # fmt: skip
+            )
         with open(part, "rb") as content:
             found = hashlib.file_digest(content, "sha256").hexdigest()
         if found != sha:

@@ -58,9 +58,7 @@ def _pack(weight: torch.Tensor) -> torch.Tensor:
 
 def _linear(x, middle, packed, scale, zeros):
     """x [B, in] uint8, which stands for x - middle; weights [out, in] int8, packed -> [B, out] float32."""
-    return torch.ops.onednn.qlinear_pointwise(
-        x, 1.0, middle, packed, scale, zeros, None, 1.0, 0, torch.float32, "none", [], ""
-    )
+    return torch.ops.onednn.qlinear_pointwise(x, 1.0, middle, packed, scale, zeros, None, 1.0, 0, torch.float32, "none", [], "")
 
 
 @cache

@@ -24,9 +24,17 @@ MOST = 4096  # a rank that no LoRA has
 LARGEST = 10_000  # alpha, and targets
 # What adapter_config.json may say: how it was trained, and what is read below. All else changes what is computed.
 TRAINING = {
-    "auto_mapping", "inference_mode", "init_lora_weights", "loftq_config", "lora_dropout", "megatron_core", "peft_version",
-    "qalora_group_size", "runtime_config", "task_type",
-}  # fmt: skip
+    "auto_mapping",
+    "inference_mode",
+    "init_lora_weights",
+    "loftq_config",
+    "lora_dropout",
+    "megatron_core",
+    "peft_version",
+    "qalora_group_size",
+    "runtime_config",
+    "task_type",
+}
 USED = {"base_model_name_or_path", "lora_alpha", "peft_type", "r", "revision", "target_modules", "use_rslora"}
 PLAIN_STARTS = (True, False, "gaussian", "orthogonal", "eva")  # the other starts change the model's own weights as well
 
@@ -71,7 +79,9 @@ class Lora:
                 changes[f"{name}.weight"] = b.float(), a.float()
         tensors.finish()
         if not changes:
-            raise ModelError(f"{self.folder / CONFIG}: target_modules names no linear layer of this model. It is for another one.")
+            raise ModelError(
+                f"{self.folder / CONFIG}: target_modules names no linear layer of this model. It is for another one."
+            )
         return changes
 
     def merged(self, key: str, weight: torch.Tensor, change: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
@@ -113,9 +123,14 @@ def read_lora(folder: Path) -> Lora:
         if not isinstance(config.get(key), str | None):
             raise ModelError(f"{path}: {key} must be text.")
     return Lora(
-        folder, name_of(folder), config.get("base_model_name_or_path"), config.get("revision"), rank,
-        alpha / (rank**0.5 if config.get("use_rslora") else rank), tuple(targets),
-    )  # fmt: skip
+        folder,
+        name_of(folder),
+        config.get("base_model_name_or_path"),
+        config.get("revision"),
+        rank,
+        alpha / (rank**0.5 if config.get("use_rslora") else rank),
+        tuple(targets),
+    )
 
 
 def name_of(folder: Path) -> str:

@@ -28,7 +28,7 @@ def psnr(a: Image.Image, b: Image.Image) -> float:
 
 
 def file_name(prompt: str, seed: int, index: int) -> str:
-    """"a red fox", 7, 3 -> "a-red-fox_seed7_3.png"; other characters than letters and digits become dashes."""
+    """Such as a-red-fox_seed7_3.png for "a red fox", 7, 3; other characters than letters and digits become dashes."""
     words = re.sub(r"[^\w]+", "-", prompt.lower()).strip("-_")[:60]
     words = words.encode()[:180].decode(errors="ignore").strip("-") or "picture"  # file systems allow 255 bytes
     return f"{words}_seed{seed}_{index}.png"

@@ -136,15 +136,26 @@ class DallePipeline(DiffusionPipeline):
         `text_tokenizer.encode_pair`. cpu_candidates: the most that are drawn in one go on a CPU."""
         super().__init__()
         self.register_modules(
-            image_tokenizer=image_tokenizer, text_tokenizer=text_tokenizer, prior=prior, clip=clip,
-            clip_processor=clip_processor, clip_tokenizer=clip_tokenizer, describer=describer,
-        )  # fmt: skip
+            image_tokenizer=image_tokenizer,
+            text_tokenizer=text_tokenizer,
+            prior=prior,
+            clip=clip,
+            clip_processor=clip_processor,
+            clip_tokenizer=clip_tokenizer,
+            describer=describer,
+        )
         sampling = {"num_candidates": 16} | asdict(SamplingSettings()) | dict(defaults or {})
         self.register_to_config(
-            name=name, defaults=sampling, examples=list(examples or []), text_normalizer=text_normalizer,
-            licence=licence, labels=list(labels or []), vocabulary=vocabulary, prompt_template=prompt_template,
+            name=name,
+            defaults=sampling,
+            examples=list(examples or []),
+            text_normalizer=text_normalizer,
+            licence=licence,
+            labels=list(labels or []),
+            vocabulary=vocabulary,
+            prompt_template=prompt_template,
             cpu_candidates=cpu_candidates,
-        )  # fmt: skip
+        )
         self._vocabulary = Vocabulary.of(vocabulary)
         self.engine = Engine(prior)
         self._memory = memory.Shares()
@@ -189,7 +200,9 @@ class DallePipeline(DiffusionPipeline):
             if not all(isinstance(text, str) for text in self.config[key]):
                 raise InputError(f"{key} must be a list of texts.")
         if self.config.text_normalizer not in (None, *NORMALIZERS):
-            raise InputError(f"text_normalizer is {self.config.text_normalizer!r}; it must be null or one of {', '.join(NORMALIZERS)}.")
+            raise InputError(
+                f"text_normalizer is {self.config.text_normalizer!r}; it must be null or one of {', '.join(NORMALIZERS)}."
+            )
         template, most = self.config.prompt_template, self.config.cpu_candidates
         if template is not None and not (isinstance(template, str) and template.count("{prompt}") == 1):
             raise InputError('prompt_template must be null, or text with "{prompt}" in one place.')
@@ -280,7 +293,9 @@ class DallePipeline(DiffusionPipeline):
         min-dalle's `is_seamless` decodes a grid of different candidates in this way. Raises InputError as `decode` does.
         """
         half, side = self.grid_size // 2, self.image_size
-        around = token_grid(tokens, self.limits).roll((half, half), (0, 1)).repeat(2, 2)  # half a picture on each side of the whole one
+        around = (
+            token_grid(tokens, self.limits).roll((half, half), (0, 1)).repeat(2, 2)
+        )  # half a picture on each side of the whole one
         pixels = images.decode(self.image_tokenizer, around[None].to(self.image_tokenizer.device))
         start = half * (side // self.grid_size)
         return images.to_images(pixels[..., start : start + side, start : start + side])[0]
@@ -430,9 +445,14 @@ class DallePipeline(DiffusionPipeline):
         settings = SamplingSettings(request.temperature, request.top_k, request.top_p, request.guidance_scale)
         forced, keep = (None if tokens is None else tokens.flatten() for tokens in (request.image_tokens, request.keep))
         generation = Generation(
-            candidates=[], prompt=request.prompt, used_prompt=used, dropped_prompt=dropped, negative_prompt=request.negative_prompt,
-            seed=seed, settings=request.settings,
-        )  # fmt: skip
+            candidates=[],
+            prompt=request.prompt,
+            used_prompt=used,
+            dropped_prompt=dropped,
+            negative_prompt=request.negative_prompt,
+            seed=seed,
+            settings=request.settings,
+        )
         return self._stream(generation, negative, settings, forced, keep, preview_every, rerank)
 
     def _stream(self, generation, negative, settings, forced, keep, preview_every, rerank) -> Iterator[Step]:

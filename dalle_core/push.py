@@ -26,7 +26,11 @@ def push(folder: Path, repo: str, private: bool = False, api: HfApi | None = Non
     with sentences(repo):
         url = api.create_repo(repo, private=private, exist_ok=True)
         api.upload_folder(
-            repo_id=url.repo_id, folder_path=folder, allow_patterns=WANTED, ignore_patterns=PRIVATE, commit_message="The model and its card"
+            repo_id=url.repo_id,
+            folder_path=folder,
+            allow_patterns=WANTED,
+            ignore_patterns=PRIVATE,
+            commit_message="The model and its card",
         )
     return str(url)
 
@@ -40,13 +44,19 @@ def check(folder: Path) -> None:
         )
     card = folder / "README.md"
     if not card.is_file():
-        raise InputError(f"{folder} has no card: write {card}, which says what the model is, what it learned from, and its licence.")
+        raise InputError(
+            f"{folder} has no card: write {card}, which says what the model is, what it learned from, and its licence."
+        )
     try:
         licence = ModelCard.load(card).data.license
     except Exception as error:  # YAML's and huggingface_hub's kinds
-        raise InputError(f"{card}: what stands between its first two lines of --- cannot be read ({str(error).splitlines()[0]}).") from None
+        raise InputError(
+            f"{card}: what stands between its first two lines of --- cannot be read ({str(error).splitlines()[0]})."
+        ) from None
     if not isinstance(licence, str) or not licence.strip():
-        raise InputError(f"{card} names no licence: begin it with a line ---, a line like “license: cc-by-4.0”, and another ---.")
+        raise InputError(
+            f"{card} names no licence: begin it with a line ---, a line like “license: cc-by-4.0”, and another ---."
+        )
 
 
 @contextmanager
@@ -61,7 +71,9 @@ def sentences(repo: str) -> Iterator[None]:
     except HfHubHTTPError as error:
         status = error.response.status_code if error.response is not None else "no answer"
         if status == 401:
-            raise ModelError("the Hub knows no such login: run `hf auth login`, or set HF_TOKEN to a token that may write.") from None
+            raise ModelError(
+                "the Hub knows no such login: run `hf auth login`, or set HF_TOKEN to a token that may write."
+            ) from None
         raise ModelError(f"the Hub refused ({status}): {repo} may be another's, or the token may not write.") from None
     except httpx2.HTTPError as error:
         raise ModelError(f"the Hub cannot be reached ({type(error).__name__}): check the network and try again.") from None

@@ -33,8 +33,12 @@ class Drawn:
     def to_json(self) -> dict:
         """As a PNG holds it, and as the endpoints answer."""
         return self.request.to_json() | {
-            "varied": self.varied, "seed": self.seed, "index": self.index, "score": self.score, "tokens": self.tokens.tolist(),
-        }  # fmt: skip
+            "varied": self.varied,
+            "seed": self.seed,
+            "index": self.index,
+            "score": self.score,
+            "tokens": self.tokens.tolist(),
+        }
 
 
 def drawn(generation, model: str = "", revision: str = "", varied: bool = False) -> list[Drawn]:

@@ -29,10 +29,17 @@ class Limits:
     def range(self, name: str) -> tuple[float, float]:
         """The lowest and the highest value of a number, both allowed."""
         return {
-            "num_candidates": (1, self.max_candidates), "seed": (0, MAX_SEED), "temperature": (0.0, 100.0),
-            "top_k": (0, self.codebook_size), "top_p": (0.0, 1.0), "guidance_scale": (0.0, 100.0),
-            "preview_every": (0, 10**6), "rows": (1, self.grid_size - 1), "count": (1, 10**6), "threshold": (-1.0, 1.0),
-        }[name]  # fmt: skip
+            "num_candidates": (1, self.max_candidates),
+            "seed": (0, MAX_SEED),
+            "temperature": (0.0, 100.0),
+            "top_k": (0, self.codebook_size),
+            "top_p": (0.0, 1.0),
+            "guidance_scale": (0.0, 100.0),
+            "preview_every": (0, 10**6),
+            "rows": (1, self.grid_size - 1),
+            "count": (1, 10**6),
+            "threshold": (-1.0, 1.0),
+        }[name]
 
 
 @dataclass(frozen=True)
@@ -87,9 +94,13 @@ class DrawingRequest:
     def to_json(self) -> dict:
         """As recipes and entries of the history hold it: all but the seed and the tokens, which a candidate has of its own."""
         return {
-            "model": self.model, "revision": self.revision, "varied": self.varied, "prompt": self.prompt,
-            "negative_prompt": self.negative_prompt, "settings": self.settings,
-        }  # fmt: skip
+            "model": self.model,
+            "revision": self.revision,
+            "varied": self.varied,
+            "prompt": self.prompt,
+            "negative_prompt": self.negative_prompt,
+            "settings": self.settings,
+        }
 
 
 def from_json(saved: dict, limits: Limits) -> tuple[DrawingRequest, bool]:
@@ -102,10 +113,13 @@ def from_json(saved: dict, limits: Limits) -> tuple[DrawingRequest, bool]:
     count = number("num_candidates", settings["num_candidates"], replace(limits, max_candidates=10**6))
     numbers = {name: number(name, settings[name], limits) for name in SETTINGS if name != "num_candidates"}
     request = DrawingRequest(
-        text("prompt", saved["prompt"]), text("negative_prompt", saved.get("negative_prompt", "")),
-        num_candidates=min(count, limits.max_candidates), model=text("model", saved["model"]),
-        revision=text("revision", saved.get("revision", "")), **numbers,
-    )  # fmt: skip
+        text("prompt", saved["prompt"]),
+        text("negative_prompt", saved.get("negative_prompt", "")),
+        num_candidates=min(count, limits.max_candidates),
+        model=text("model", saved["model"]),
+        revision=text("revision", saved.get("revision", "")),
+        **numbers,
+    )
     return request, saved.get("varied") is True
 
 

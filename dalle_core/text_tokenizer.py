@@ -57,9 +57,13 @@ def encode_prompts(
 
 
 def encode_pair(
-    tokenizer: PreTrainedTokenizerFast, prompt: str, negative: str, length: int, normalizer: str | None = None,
+    tokenizer: PreTrainedTokenizerFast,
+    prompt: str,
+    negative: str,
+    length: int,
+    normalizer: str | None = None,
     template: str | None = None,
-) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
+) -> tuple[torch.Tensor, torch.Tensor]:
     """The ids of a prompt and of what guidance leads away from, the null prompt ("") or a negative one: both [1, T].
 
     Without a template T is `length`, as of `encode_prompts`. With one the prompt stands in the place of "{prompt}", nothing
@@ -107,9 +111,8 @@ def _in_template(tokenizer, prompt: str, normalizer: str | None, template: str) 
 
 
 def fit_prompt(
-    tokenizer: PreTrainedTokenizerFast, prompt: str, length: int, normalizer: str | None = None,
-    template: str | None = None,
-) -> tuple[str, str]:  # fmt: skip
+    tokenizer: PreTrainedTokenizerFast, prompt: str, length: int, normalizer: str | None = None, template: str | None = None
+) -> tuple[str, str]:
     """(what fits `length` ids, what is dropped), cut between words; control characters and outer spaces are removed.
 
     template: as of `encode_pair`. Raises InputError for a prompt that is blank, or of which the tokenizer knows nothing.

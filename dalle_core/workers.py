@@ -21,9 +21,16 @@ from dalle_core.prompts import Row
 
 RETRIES = 3  # of a block whose worker was killed; one that is killed each time would go on for ever
 # "line" is JSON: Arrow would want one type for every value of a setting.
-BLOCK = pyarrow.schema([("kept", pyarrow.list_(pyarrow.struct(
-    [("file_name", pyarrow.string()), ("png", pyarrow.binary()), ("line", pyarrow.string())]
-)))])  # fmt: skip
+BLOCK = pyarrow.schema(
+    [
+        (
+            "kept",
+            pyarrow.list_(
+                pyarrow.struct([("file_name", pyarrow.string()), ("png", pyarrow.binary()), ("line", pyarrow.string())])
+            ),
+        )
+    ]
+)
 
 
 class Worker:
@@ -86,9 +93,13 @@ def _draw(asked: dict, loading: dict, workers: int, run: Plan, blocks) -> Iterat
     context.enable_progress_bars, context.execution_options.preserve_order = False, True
     with warnings.catch_warnings(category=RayDeprecationWarning, action="ignore"):  # of an argument that nothing replaces yet
         drawn = from_items(items, override_num_blocks=len(items)).map_batches(
-            Worker, fn_constructor_args=(asked, loading, replace(run, rows=[])), batch_size=1, max_task_retries=RETRIES,
-            compute=ActorPoolStrategy(size=min(workers, len(items)), max_tasks_in_flight_per_actor=2), **asked,
-        )  # fmt: skip
+            Worker,
+            fn_constructor_args=(asked, loading, replace(run, rows=[])),
+            batch_size=1,
+            max_task_retries=RETRIES,
+            compute=ActorPoolStrategy(size=min(workers, len(items)), max_tasks_in_flight_per_actor=2),
+            **asked,
+        )
     try:
         for block in drawn.iter_rows():
             yield [Finished(one["file_name"], one["png"], json.loads(one["line"])) for one in block["kept"]]

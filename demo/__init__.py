@@ -34,16 +34,20 @@ def open_studio(
     `ModelHolder`; public: strangers have a budget."""
     folder = Path(get_upload_folder())
     return Studio(
-        ModelHolder(pipe, source, load, download, model), Store(folder / "studio", also=[folder]), Budgets(PUBLIC if public else OWN),
+        ModelHolder(pipe, source, load, download, model),
+        Store(folder / "studio", also=[folder]),
+        Budgets(PUBLIC if public else OWN),
         on_gpu(120),
-    )  # fmt: skip
+    )
 
 
 def create_demo(studio: Studio, together: int = 4, runs: Path | None = None) -> gr.Blocks:
     """The page; all visitors share the studio's model, nothing of theirs is kept in it. `together` people draw at once,
     the next ones wait in a queue. runs: where trainings are looked for; without it, and where the model cannot be changed, there is
     no Train tab, which opens the folders that are typed into it."""
-    with Page(studio.store, title="DALL·E, ranked", delete_cache=(3600, 24 * 3600), fill_width=True, analytics_enabled=False) as demo:
+    with Page(
+        studio.store, title="DALL·E, ranked", delete_cache=(3600, 24 * 3600), fill_width=True, analytics_enabled=False
+    ) as demo:
         api.build(studio, together)  # first: the tabs' events may have the same names, and the first keeps its name
         gr.HTML(header(), elem_id="header")
         with gr.Tabs(elem_id="tabs") as tabs:
@@ -67,9 +71,11 @@ def create_demo(studio: Studio, together: int = 4, runs: Path | None = None) -> 
                 model.build(studio, tab)
         create.grid.chosen.complete.click(
             lambda chosen, text: (chosen.path if chosen else None, text, gr.Tabs(selected="complete")),
-            [create.grid.chosen.picture, create.controls.prompt], [picture, words, tabs],
-            api_visibility="private", show_progress="hidden",
-        ).then(**opening)  # fmt: skip
+            [create.grid.chosen.picture, create.controls.prompt],
+            [picture, words, tabs],
+            api_visibility="private",
+            show_progress="hidden",
+        ).then(**opening)
         # A picture may be dropped on any tab; what it restores is on the first.
         create.opened.success(lambda: gr.Tabs(selected="create"), None, tabs, **QUIET)
     return demo.queue(max_size=16, default_concurrency_limit=1, api_open=False)

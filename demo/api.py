@@ -139,10 +139,18 @@ class Endpoints:
         self.studio = studio
 
     def generate(
-        self, request: gr.Request, prompt: str, negative_prompt: str = "", num_candidates: int | None = None,
-        seed: int | str | None = None, temperature: float | None = None, top_k: int | None = None,
-        top_p: float | None = None, guidance_scale: float | None = None, preview_every: int = 0,
-    ) -> Iterator[Drawing]:  # fmt: skip
+        self,
+        request: gr.Request,
+        prompt: str,
+        negative_prompt: str = "",
+        num_candidates: int | None = None,
+        seed: int | str | None = None,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        guidance_scale: float | None = None,
+        preview_every: int = 0,
+    ) -> Iterator[Drawing]:
         """Draws pictures of a prompt and ranks them by how well CLIP finds that they fit, best first. Streams progress; the
         last event has status "done", the candidates with the addresses of their PNGs, and the settings that were used. The
         tool `model` tells what the model can draw, its defaults and its limits.
@@ -162,11 +170,22 @@ class Endpoints:
         yield from self._drawing(request, asked, preview_every)
 
     def complete(
-        self, request: gr.Request, prompt: str, picture: FileData = None, tokens: list[list[int]] | None = None,
-        rows: int | None = None, keep: list[list[bool]] | None = None, negative_prompt: str = "",
-        num_candidates: int | None = None, seed: int | str | None = None, temperature: float | None = None,
-        top_k: int | None = None, top_p: float | None = None, guidance_scale: float | None = None, preview_every: int = 0,
-    ) -> Iterator[Drawing]:  # fmt: skip
+        self,
+        request: gr.Request,
+        prompt: str,
+        picture: FileData = None,
+        tokens: list[list[int]] | None = None,
+        rows: int | None = None,
+        keep: list[list[bool]] | None = None,
+        negative_prompt: str = "",
+        num_candidates: int | None = None,
+        seed: int | str | None = None,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        guidance_scale: float | None = None,
+        preview_every: int = 0,
+    ) -> Iterator[Drawing]:
         """Keeps a part of a picture and draws the rest anew, by a prompt. Needs a picture or its tokens, and rows or keep.
         Streams the same events as `generate`.
 
@@ -235,10 +254,13 @@ class Endpoints:
         """
         names = None if labels is None else texts("labels", labels)
         found = self.studio.recognise(visitor(request), self._file(request, picture), names)
-        return shown(request, [
-            {"label": one.text, "score": one.score, "probability": one.probability, "log_likelihood": one.log_likelihood}
-            for one in found
-        ])  # fmt: skip
+        return shown(
+            request,
+            [
+                {"label": one.text, "score": one.score, "probability": one.probability, "log_likelihood": one.log_likelihood}
+                for one in found
+            ],
+        )
 
     def describe(self, request: gr.Request, picture: FileData, question: str = QUESTION) -> Iterator[str]:
         """Answers a question about a picture in words, if the model that is loaded can. Streams the answer as far as it is
@@ -253,11 +275,21 @@ class Endpoints:
                 yield shown(request, answer)
 
     def compare(
-        self, request: gr.Request, prompt: str, x: Literal[AXES], x_values: list, y: Literal[AXES] | None = None,
-        y_values: list | None = None, negative_prompt: str = "", num_candidates: int | None = None,
-        seed: int | str | None = None, temperature: float | None = None, top_k: int | None = None,
-        top_p: float | None = None, guidance_scale: float | None = None,
-    ) -> Iterator[Comparison]:  # fmt: skip
+        self,
+        request: gr.Request,
+        prompt: str,
+        x: Literal[AXES],
+        x_values: list,
+        y: Literal[AXES] | None = None,
+        y_values: list | None = None,
+        negative_prompt: str = "",
+        num_candidates: int | None = None,
+        seed: int | str | None = None,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        guidance_scale: float | None = None,
+    ) -> Iterator[Comparison]:
         """Draws an X/Y grid: one prompt with one or two things varied, each cell the best of its candidates by CLIP. Streams
         progress; the last event has status "done", all cells, and the address of the grid as one labelled picture.
 
@@ -288,9 +320,13 @@ class Endpoints:
         yield shown(request, found | {"status": "done", "url": url})
 
     def augment(
-        self, request: gr.Request, prompts: list[str], count: int = 4, threshold: float | None = None,
+        self,
+        request: gr.Request,
+        prompts: list[str],
+        count: int = 4,
+        threshold: float | None = None,
         seed: int | str | None = None,
-    ) -> Iterator[DataSet]:  # fmt: skip
+    ) -> Iterator[DataSet]:
         """Draws a data set to train on: several pictures of each prompt, those kept that fit it. Streams progress; the last
         event has status "done" and the address of a zip of PNGs with a metadata.jsonl (the "imagefolder" convention).
 
@@ -323,12 +359,22 @@ class Endpoints:
         well, and the labels that it knows by name."""
         holder, loaded = self.studio.holder, self.studio.holder.loaded
         names = (*SETTINGS, "seed", "preview_every", "rows", "count", "threshold")
-        return shown(request, {
-            "name": loaded.name, "revision": loaded.revision, "state": holder.state, "licence": loaded.licence,
-            "image_size": loaded.image_size, "grid_size": loaded.limits.grid_size, "codebook_size": loaded.limits.codebook_size,
-            "limits": {name: list(loaded.limits.range(name)) for name in names}, "defaults": loaded.defaults,
-            "examples": loaded.examples, "labels": loaded.labels,
-        })  # fmt: skip
+        return shown(
+            request,
+            {
+                "name": loaded.name,
+                "revision": loaded.revision,
+                "state": holder.state,
+                "licence": loaded.licence,
+                "image_size": loaded.image_size,
+                "grid_size": loaded.limits.grid_size,
+                "codebook_size": loaded.limits.codebook_size,
+                "limits": {name: list(loaded.limits.range(name)) for name in names},
+                "defaults": loaded.defaults,
+                "examples": loaded.examples,
+                "labels": loaded.labels,
+            },
+        )
 
     def _drawing(self, request: gr.Request, asked: DrawingRequest, preview_every: int) -> Iterator[Drawing]:
         unread, unknown = {}, {}
@@ -362,9 +408,15 @@ def build(studio: Studio, together: int) -> None:
     """Adds the endpoints to the page that is being built; what computes is among the drawings that go on at once."""
     endpoints = Endpoints(studio)
     computing = (
-        endpoints.generate, endpoints.complete, endpoints.reconstruct, endpoints.decode, endpoints.recognise, endpoints.describe,
-        endpoints.compare, endpoints.augment,
-    )  # fmt: skip
+        endpoints.generate,
+        endpoints.complete,
+        endpoints.reconstruct,
+        endpoints.decode,
+        endpoints.recognise,
+        endpoints.describe,
+        endpoints.compare,
+        endpoints.augment,
+    )
     for method in computing:
         _add(method, concurrency_id="sampling", concurrency_limit=together)
     _add(endpoints.model, concurrency_limit=together)
@@ -390,18 +442,29 @@ async def _as_it_is(path: str) -> str:
 def drawing(request: gr.Request, update: Update) -> dict:
     """What a `Drawing` has of an update; the rest is `unread` and `unknown`."""
     found = {
-        "status": "drawing", "index": update.index, "total": update.total, "seconds_left": None,
-        "previews": [data_uri(image) for image in update.previews or ()], "candidates": [], "settings": None,
-    }  # fmt: skip
+        "status": "drawing",
+        "index": update.index,
+        "total": update.total,
+        "seconds_left": None,
+        "previews": [data_uri(image) for image in update.previews or ()],
+        "candidates": [],
+        "settings": None,
+    }
     if update.index:
         found["seconds_left"] = round(update.elapsed / update.index * (update.total - update.index), 1)
     if update.pictures is not None:
         found["status"] = "done"
         found["candidates"] = [
-            {"url": address(request, picture.path), "score": one.score, "seed": one.seed, "index": one.index,
-             "tokens": one.tokens.tolist()}
-            for picture in update.pictures for one in [picture.drawn]
-        ]  # fmt: skip
+            {
+                "url": address(request, picture.path),
+                "score": one.score,
+                "seed": one.seed,
+                "index": one.index,
+                "tokens": one.tokens.tolist(),
+            }
+            for picture in update.pictures
+            for one in [picture.drawn]
+        ]
         found["settings"] = settings(update.pictures[0])
     return found
 
@@ -409,10 +472,16 @@ def drawing(request: gr.Request, update: Update) -> dict:
 def grid(request: gr.Request, drawn: Grid) -> dict:
     """What a `Comparison` has of a grid."""
     cells = [
-        {"column": column, "row": row, "arguments": settings(picture), "url": address(request, picture.path),
-         "score": picture.drawn.score, "index": picture.drawn.index}
+        {
+            "column": column,
+            "row": row,
+            "arguments": settings(picture),
+            "url": address(request, picture.path),
+            "score": picture.drawn.score,
+            "index": picture.drawn.index,
+        }
         for (column, row), picture in sorted(drawn.pictures.items(), key=lambda item: item[0][::-1])
-    ]  # fmt: skip
+    ]
     winner = best(drawn.scores)
     return {"cells": cells, "best": winner and list(winner), "url": None}
 
@@ -421,9 +490,13 @@ def settings(picture: Picture) -> dict:
     """What a picture was drawn with, as `Settings`."""
     used = picture.drawn.request
     return {
-        "prompt": used.prompt, "negative_prompt": used.negative_prompt, **used.settings, "seed": picture.drawn.seed,
-        "model": used.model, "revision": used.revision,
-    }  # fmt: skip
+        "prompt": used.prompt,
+        "negative_prompt": used.negative_prompt,
+        **used.settings,
+        "seed": picture.drawn.seed,
+        "model": used.model,
+        "revision": used.revision,
+    }
 
 
 def inline(url: str) -> bytes:

@@ -156,9 +156,9 @@ footer .divider { display: none; }  /* Gradio's, after the last link */
 }
 """
 # Inside the style: a file that Gradio serves lies in its temporary folder, which may be cleaned.
-CSS += f'''#dice::before {{ content: ""; width: 1.25rem; height: 1.25rem;
+CSS += f"""#dice::before {{ content: ""; width: 1.25rem; height: 1.25rem;
   background: url("data:image/svg+xml,{quote(static.read("dice.svg"))}"); }}
-'''
+"""
 
 # Enter in a line of text starts what the open tab draws, Ctrl+Enter does so in any field; Escape stops it anywhere.
 JS = """

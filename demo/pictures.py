@@ -37,5 +37,7 @@ def in_order(pool: list[Picture], order: str, best: int = MAX_POOL, rejected: bo
     return shown if order == RANKED else sorted(shown, key=lambda picture: (picture.drawn.seed, picture.drawn.index))
 
 
-def gallery_items(pool: list[Picture], order: str = RANKED, best: int = MAX_POOL, rejected: bool = False) -> list[tuple[str, str]]:
+def gallery_items(
+    pool: list[Picture], order: str = RANKED, best: int = MAX_POOL, rejected: bool = False
+) -> list[tuple[str, str]]:
     return [(picture.path, label(picture)) for picture in in_order(pool, order, best, rejected)]

@@ -50,8 +50,7 @@ def cut(update: Update) -> str:
         if what == "prompt, for CLIP":
             long = "CLIP, which ranks, reads only the beginning of the prompt. It stops at: "
         notices.append(
-            f'<div class="notice">{long}'
-            f'“…{html.escape(used[-40:])}” <s translate="no">{html.escape(tail)}</s></div>'
+            f'<div class="notice">{long}“…{html.escape(used[-40:])}” <s translate="no">{html.escape(tail)}</s></div>'
         )
     return "".join(notices)
 

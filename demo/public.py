@@ -22,7 +22,16 @@ RATE = parse("240/minute")  # of requests of one kind; a slider that is dragged 
 LARGEST = 16 * 2**20  # bytes of a request that is not an upload; the largest picture as a data: URL fits
 STAMP = "x-dalle-visitor"  # on what Gradio's MCP server asks of Gradio itself: a secret, and whose it is
 # What of Gradio's the page does not use: it writes to the disk, starts programs, or fetches other sites' files.
-UNUSED = ("/deep_link", "/process_recording", "/component_server", "/vibe-", "/proxy=", "/stream/", "/file=http:", "/file=https:")
+UNUSED = (
+    "/deep_link",
+    "/process_recording",
+    "/component_server",
+    "/vibe-",
+    "/proxy=",
+    "/stream/",
+    "/file=http:",
+    "/file=https:",
+)
 NOT_HERE = "There is nothing here."
 UNCLEAR = "This request could not be understood. The page says under “Use via API” what it takes."
 TOO_MANY = "These are too many requests in a minute: wait a little, then try again."
@@ -84,7 +93,9 @@ class Bounds:
             return await refusal(429, TOO_MANY)(scope, receive, send)
         there = self.under_way[kind, who] + (queued(scope["app"], who) if kind == "queue" else 0)
         if there >= places:
-            said = f"{places} of your requests are waiting or running already: let one of them finish, or stop it, then try again."
+            said = (
+                f"{places} of your requests are waiting or running already: let one of them finish, or stop it, then try again."
+            )
             return await refusal(429, said)(scope, receive, send)
         try:
             receive = self.bounded(scope, receive, who, kind)

@@ -6,9 +6,14 @@ import gradio as gr
 
 def picture_input(label: str, name: str, height: int) -> gr.Image:
     component = gr.Image(
-        label=label, type="filepath", sources=["upload", "webcam", "clipboard"], elem_id=name, height=height, buttons=[],
+        label=label,
+        type="filepath",
+        sources=["upload", "webcam", "clipboard"],
+        elem_id=name,
+        height=height,
+        buttons=[],
         alt_text=label,
-    )  # fmt: skip
+    )
     component.preprocess = path_of
     return component
 

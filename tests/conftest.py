@@ -21,10 +21,19 @@ def make_pipeline() -> DallePipeline:
     torch.manual_seed(0)
     tokenizer = train_text_tokenizer(CAPTIONS, 120)
     vq = VQModel(
-        in_channels=48, out_channels=48, down_block_types=("DownEncoderBlock2D",) * 3, up_block_types=("UpDecoderBlock2D",) * 3,
-        block_out_channels=(16, 16, 16), layers_per_block=1, latent_channels=32, vq_embed_dim=16, num_vq_embeddings=64,
-        norm_num_groups=1, mid_block_add_attention=False, sample_size=24,
-    )  # fmt: skip
+        in_channels=48,
+        out_channels=48,
+        down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3,
+        block_out_channels=(16, 16, 16),
+        layers_per_block=1,
+        latent_channels=32,
+        vq_embed_dim=16,
+        num_vq_embeddings=64,
+        norm_num_groups=1,
+        mid_block_add_attention=False,
+        sample_size=24,
+    )
     vq.quantize.embedding.weight.data.normal_()  # codes that look different
     prior = GPTPrior(len(tokenizer), 8, 64, 16, num_layers=2, num_heads=2, hidden_size=32)
     prior.head.weight.data.mul_(40)  # far from uniform, so that temperature, top-k and guidance matter
@@ -32,9 +41,15 @@ def make_pipeline() -> DallePipeline:
     for part in (vq, prior, clip):
         part.eval()
     return DallePipeline(
-        vq, tokenizer, prior, clip, new_image_processor(64), name="tiny", defaults={"num_candidates": 4},
+        vq,
+        tokenizer,
+        prior,
+        clip,
+        new_image_processor(64),
+        name="tiny",
+        defaults={"num_candidates": 4},
         examples=["a red fox", "two apples"],
-    )  # fmt: skip
+    )
 
 
 @pytest.fixture(scope="session")

@@ -75,10 +75,15 @@ def serve():
             if path.startswith("api/"):
                 if "tree" in parts:
                     listing = [
-                        {"type": "file", "path": name, "size": len(data), "oid": hashlib.sha1(data).hexdigest(),
-                         "lfs": {"oid": hashlib.sha256(data).hexdigest(), "size": len(data), "pointerSize": 100}}
+                        {
+                            "type": "file",
+                            "path": name,
+                            "size": len(data),
+                            "oid": hashlib.sha1(data).hexdigest(),
+                            "lfs": {"oid": hashlib.sha256(data).hexdigest(), "size": len(data), "pointerSize": 100},
+                        }
                         for name, data in files.items()
-                    ]  # fmt: skip
+                    ]
                     return self.answer(200, json.dumps(listing).encode(), Content_Type="application/json")
                 info = {"id": repo, "sha": SHA, "siblings": [{"rfilename": name} for name in files], "private": False}
                 return self.answer(200, json.dumps(info).encode(), Content_Type="application/json")

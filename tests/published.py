@@ -18,7 +18,13 @@ import dalle_core
 from dalle_core import DallePipeline
 from dalle_core.checkpoints import janus
 
-ABSENT = ("pre_self_attn_layer_norm.weight", "pre_encoder_attn_layer_norm.weight", "ln0.weight", "ln1.weight", "final_ln.weight")
+ABSENT = (
+    "pre_self_attn_layer_norm.weight",
+    "pre_encoder_attn_layer_norm.weight",
+    "ln0.weight",
+    "ln1.weight",
+    "final_ln.weight",
+)
 
 
 def load_published(folder: Path, tmp_path_factory) -> DallePipeline:
@@ -78,10 +84,20 @@ class MinDalleFiles:
                 randomise(module, ABSENT)
         folder.mkdir(parents=True, exist_ok=True)
         vocabulary(folder, suffix)
-        config = {"d_model": width, "encoder_layers": layers, "decoder_layers": layers, "encoder_attention_heads": heads,
-                  "decoder_attention_heads": heads, "encoder_ffn_dim": ffn, "decoder_ffn_dim": ffn, "image_length": 256,
-                  "encoder_vocab_size": text_vocab, "image_vocab_size": 16384, "max_text_length": 64,
-                  "decoder_start_token_id": 16384}  # fmt: skip
+        config = {
+            "d_model": width,
+            "encoder_layers": layers,
+            "decoder_layers": layers,
+            "encoder_attention_heads": heads,
+            "decoder_attention_heads": heads,
+            "encoder_ffn_dim": ffn,
+            "decoder_ffn_dim": ffn,
+            "image_length": 256,
+            "encoder_vocab_size": text_vocab,
+            "image_vocab_size": 16384,
+            "max_text_length": 64,
+            "decoder_start_token_id": 16384,
+        }
         (folder / f"config{suffix}.json").write_text(json.dumps(config), encoding="utf-8")
         for name, module in (("encoder", self.encoder), ("decoder", self.decoder)):
             state = OrderedDict((k, v.half()) for k, v in module.state_dict().items() if not k.endswith(ABSENT))
@@ -121,9 +137,13 @@ class MinDalleFiles:
         tokens, previous = [], torch.tensor([[16384]])
         for i in range(steps):
             token, cache = self.decoder.sample_tokens(
-                torch.tensor([1.0, 1.0, scale]), attention_mask=mask, encoder_state=states, attention_state=cache,
-                prev_tokens=previous, token_index=torch.tensor([i]),
-            )  # fmt: skip
+                torch.tensor([1.0, 1.0, scale]),
+                attention_mask=mask,
+                encoder_state=states,
+                attention_state=cache,
+                prev_tokens=previous,
+                token_index=torch.tensor([i]),
+            )
             tokens.append(token)
             previous = token[:, None]
         return torch.cat(tokens)
@@ -136,17 +156,44 @@ class JanusFiles:
     ROLES = ["<image_placeholder>", "<|User|>", "<|Assistant|>"]
 
     def __init__(self, width=64, heads=4, kv_heads=4, grid=4):
-        text = {"hidden_size": width, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": heads,
-                "num_key_value_heads": kv_heads, "vocab_size": 320, "rms_norm_eps": 1e-6, "max_position_embeddings": 512}  # fmt: skip
-        vision = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 1, "image_size": 16 * grid, "patch_size": 16,
-                  "projection_dim": width, "num_image_tokens": grid * grid}  # fmt: skip
-        codes = {"embed_dim": 8, "num_embeddings": 64, "latent_channels": 32, "base_channels": 32, "num_res_blocks": 1,
-                 "channel_multiplier": [1, 1, 1, 1, 2],
-                 "projection_dim": width, "image_token_embed_dim": width}  # fmt: skip
+        text = {
+            "hidden_size": width,
+            "intermediate_size": 96,
+            "num_hidden_layers": 2,
+            "num_attention_heads": heads,
+            "num_key_value_heads": kv_heads,
+            "vocab_size": 320,
+            "rms_norm_eps": 1e-6,
+            "max_position_embeddings": 512,
+        }
+        vision = {
+            "hidden_size": 64,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 1,
+            "image_size": 16 * grid,
+            "patch_size": 16,
+            "projection_dim": width,
+            "num_image_tokens": grid * grid,
+        }
+        codes = {
+            "embed_dim": 8,
+            "num_embeddings": 64,
+            "latent_channels": 32,
+            "base_channels": 32,
+            "num_res_blocks": 1,
+            "channel_multiplier": [1, 1, 1, 1, 2],
+            "projection_dim": width,
+            "image_token_embed_dim": width,
+        }
         self.tokenizer = self._tokenizer()
         ids = dict(zip(("bos_token_id", "eos_token_id", "pad_token_id"), self._ids(*self.MARKS[:2], self.MARKS[3])))
-        config = JanusConfig(text_config=text | ids, vision_config=vision, vq_config=codes, tie_word_embeddings=False,
-                             image_token_id=self._ids(self.ROLES[0])[0])  # fmt: skip
+        config = JanusConfig(
+            text_config=text | ids,
+            vision_config=vision,
+            vq_config=codes,
+            tie_word_embeddings=False,
+            image_token_id=self._ids(self.ROLES[0])[0],
+        )
         torch.manual_seed(0)
         self.model = JanusForConditionalGeneration(config).eval()
         with torch.no_grad():
@@ -169,7 +216,9 @@ class JanusFiles:
         tokenizer.add_tokens(["ö"])  # an added token that is no mark, as the 7B's tokenizer has
         tokenizer.add_special_tokens([mark for mark in self.MARKS + self.ROLES if mark != "ö"])
         bos = self.MARKS[0]
-        tokenizer._tokenizer.post_processor = TemplateProcessing(f"{bos} $A", special_tokens=[(bos, tokenizer.token_to_id(bos))])
+        tokenizer._tokenizer.post_processor = TemplateProcessing(
+            f"{bos} $A", special_tokens=[(bos, tokenizer.token_to_id(bos))]
+        )
         return tokenizer._tokenizer
 
     def save_transformers(self, folder: Path, dtype=torch.float32, **settings) -> Path:
@@ -191,8 +240,14 @@ class JanusFiles:
                 value = torch.cat([state["model." + key.replace(".q_proj.", f".{part}_proj.")] for part in "qkv"])
                 key = key.replace(".self_attn.q_proj.", ".attn.qkv.")
             if key.startswith("vqmodel."):
-                for old, new in (("mid.block_1", "mid.0"), ("mid.attn_1", "mid.1"), ("mid.block_2", "mid.2"), (".block.", ".res."),
-                                 ("encoder.down.", "encoder.conv_blocks."), ("decoder.up.", "decoder.conv_blocks.")):  # fmt: skip
+                for old, new in (
+                    ("mid.block_1", "mid.0"),
+                    ("mid.attn_1", "mid.1"),
+                    ("mid.block_2", "mid.2"),
+                    (".block.", ".res."),
+                    ("encoder.down.", "encoder.conv_blocks."),
+                    ("decoder.up.", "decoder.conv_blocks."),
+                ):
                     key = key.replace(old, new)
             start = next(name for name in names if key.startswith(name))
             key = names[start] + key[len(start) :]
@@ -209,12 +264,23 @@ class JanusFiles:
         state = {key: value.to(dtype).contiguous() for key, value in self.original().items()}
         text = self.model.config.text_config
         if language is None:
-            language = {"hidden_size": text.hidden_size, "num_attention_heads": text.num_attention_heads, "model_type": "llama",
-                        "num_key_value_heads": text.num_key_value_heads, "num_hidden_layers": 2, "vocab_size": 320,
-                        "intermediate_size": 96, "_attn_implementation": "flash_attention_2"}  # fmt: skip
-        config = {"model_type": "multi_modality", "torch_dtype": "bfloat16", "language_config": language,
-                  "vision_config": {"cls": "CLIPVisionTower", "params": {"image_size": 384}},
-                  "gen_vision_config": {"cls": "VQ-16"}}  # fmt: skip
+            language = {
+                "hidden_size": text.hidden_size,
+                "num_attention_heads": text.num_attention_heads,
+                "model_type": "llama",
+                "num_key_value_heads": text.num_key_value_heads,
+                "num_hidden_layers": 2,
+                "vocab_size": 320,
+                "intermediate_size": 96,
+                "_attn_implementation": "flash_attention_2",
+            }
+        config = {
+            "model_type": "multi_modality",
+            "torch_dtype": "bfloat16",
+            "language_config": language,
+            "vision_config": {"cls": "CLIPVisionTower", "params": {"image_size": 384}},
+            "gen_vision_config": {"cls": "VQ-16"},
+        }
         (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
         marks = {"bos_token": self.MARKS[0]} | ({"additional_special_tokens": self.ROLES} if roles else {})
         (folder / "special_tokens_map.json").write_text(json.dumps(marks), encoding="utf-8")

@@ -34,8 +34,8 @@ if sys.platform != "win32":
 def options(out: Path, **changed) -> argparse.Namespace:
     """The arguments that `Loop` reads."""
     standard = dict(
-        out=Path(out), batch_size=8, precision="no", cpu=True, workers=0, save_minutes=1e9, keep=2, tensorboard=False, seed=0,
-    )  # fmt: skip
+        out=Path(out), batch_size=8, precision="no", cpu=True, workers=0, save_minutes=1e9, keep=2, tensorboard=False, seed=0
+    )
     return argparse.Namespace(**standard | changed)
 
 
@@ -74,9 +74,12 @@ def transformer(out: Path, sharded: bool, until: int | None = None) -> None:
         PartialState(cpu=True)
         PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
         os.environ.update(
-            ACCELERATE_USE_FSDP="true", FSDP_VERSION="2", FSDP_AUTO_WRAP_POLICY="TRANSFORMER_BASED_WRAP",
-            FSDP_TRANSFORMER_CLS_TO_WRAP="Block", FSDP_CPU_RAM_EFFICIENT_LOADING="false",
-        )  # fmt: skip
+            ACCELERATE_USE_FSDP="true",
+            FSDP_VERSION="2",
+            FSDP_AUTO_WRAP_POLICY="TRANSFORMER_BASED_WRAP",
+            FSDP_TRANSFORMER_CLS_TO_WRAP="Block",
+            FSDP_CPU_RAM_EFFICIENT_LOADING="false",
+        )
     loop = Loop("prior", options(out), 4, warmup=2)
     model = GPTPrior(20, 4, 16, 9, num_layers=1, num_heads=2, hidden_size=16)
     model = loop.prepare("prior", model, prior.optimizers(model, 0.02), ema_decay=0.8, max_norm=1.0)
@@ -145,9 +148,14 @@ def _one(rank: int, count: int, port: int, function, arguments) -> None:
     torch.set_num_threads(1)
     if count > 1:  # what accelerate launch and torchrun set
         os.environ.update(
-            RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(count), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port),
-            ACCELERATE_USE_CPU="true", OMP_NUM_THREADS="1",
-        )  # fmt: skip
+            RANK=str(rank),
+            LOCAL_RANK=str(rank),
+            WORLD_SIZE=str(count),
+            MASTER_ADDR="127.0.0.1",
+            MASTER_PORT=str(port),
+            ACCELERATE_USE_CPU="true",
+            OMP_NUM_THREADS="1",
+        )
     function(*arguments)
 
 

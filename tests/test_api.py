@@ -77,9 +77,11 @@ def said(page, name, **arguments):
 
 def mcp(page, method, **parameters):
     answer = httpx.post(
-        f"{page}gradio_api/mcp/", headers={"Accept": "application/json, text/event-stream"}, timeout=60,
+        f"{page}gradio_api/mcp/",
+        headers={"Accept": "application/json, text/event-stream"},
+        timeout=60,
         json={"jsonrpc": "2.0", "id": 1, "method": method, "params": parameters},
-    )  # fmt: skip
+    )
     [message] = [json.loads(line[5:]) for line in answer.raise_for_status().text.splitlines() if line.startswith("data: {")]
     return message["result"]
 
@@ -121,8 +123,13 @@ def test_all_four_ways_draw_the_same(page, client, tiny_pipeline, tmp_path):
     for found in (by_curl, by_client, by_mcp, json.loads(by_position.split("data: ")[-1])[0]):
         assert [one["tokens"] for one in found["candidates"]] == expected
         assert found["status"] == "done" and found["settings"] == asked | {
-            "negative_prompt": "", "temperature": 1.0, "top_k": 0, "top_p": 1.0, "model": "tiny", "revision": "",
-        }  # fmt: skip
+            "negative_prompt": "",
+            "temperature": 1.0,
+            "top_k": 0,
+            "top_p": 1.0,
+            "model": "tiny",
+            "revision": "",
+        }
         scores = [one["score"] for one in found["candidates"]]
         assert scores == sorted(scores, reverse=True) == [one.drawn.score for one in last.pictures]
         best, drawn = found["candidates"][0], picture(found["candidates"][0]["url"])
@@ -214,7 +221,9 @@ def test_the_rows_at_the_top_stay(page, client, tiny_pipeline, fox):
         client.predict(tokens=tokens, keep=keep, **asked, api_name="/complete"),
         streamed(page, "complete", picture={"path": uploaded(page, fox)}, keep=keep, **asked)[-1][1][0],
         streamed(page, "complete", picture=uploaded(page, fox), rows=2, **asked)[-1][1][0],
-        streamed(page, "complete", picture="data:image/png;base64," + base64.b64encode(fox.read_bytes()).decode(), rows=2, **asked)[-1][1][0],
+        streamed(
+            page, "complete", picture="data:image/png;base64," + base64.b64encode(fox.read_bytes()).decode(), rows=2, **asked
+        )[-1][1][0],
     ]
     for found in ways:
         assert [one["tokens"] for one in found["candidates"]] == [one.tokens.tolist() for one in expected]
@@ -305,19 +314,26 @@ GRID = [[1] * 4] * 4
 WHITE = "data:image/png;base64," + base64.b64encode(png(Image.new("RGB", (64, 64), "white"), None)).decode()
 DEEP = json.loads("[" * 200 + "]" * 200)
 WRONG = [
-    ("generate", {"prompt": ""}, "prompt is empty"), ("generate", {"prompt": "\x00"}, "prompt is empty"),
-    ("generate", {"prompt": "Ж"}, "none of the characters"), ("generate", {"prompt": 7}, "prompt must be text"),
-    ("generate", {"prompt": None}, "prompt must be text"), ("generate", {"prompt": DEEP}, "prompt must be text"),
+    ("generate", {"prompt": ""}, "prompt is empty"),
+    ("generate", {"prompt": "\x00"}, "prompt is empty"),
+    ("generate", {"prompt": "Ж"}, "none of the characters"),
+    ("generate", {"prompt": 7}, "prompt must be text"),
+    ("generate", {"prompt": None}, "prompt must be text"),
+    ("generate", {"prompt": DEEP}, "prompt must be text"),
     ("generate", {"prompt": "a", "negative_prompt": ["a"]}, "negative_prompt must be text"),
     ("generate", {"prompt": "a", "num_candidates": 0}, "num_candidates is '0'; it must be a whole number from 1 to 64."),
     ("generate", {"prompt": "a", "num_candidates": 10**9}, "from 1 to 64"),
     ("generate", {"prompt": "a", "num_candidates": 1.5}, "num_candidates is '1.5'"),
     ("generate", {"prompt": "a", "num_candidates": True}, "num_candidates is 'True'"),
     ("generate", {"prompt": "a", "num_candidates": {"a": 1}}, "num_candidates is"),
-    ("generate", {"prompt": "a", "seed": "seven"}, "seed is 'seven'"), ("generate", {"prompt": "a", "seed": -1}, "seed is '-1'"),
-    ("generate", {"prompt": "a", "seed": 2**63}, "9223372036854775807"), ("generate", {"prompt": "a", "seed": "9" * 10**5}, "seed is"),
-    ("generate", {"prompt": "a", "temperature": DEEP}, "temperature is"), ("generate", {"prompt": "a", "temperature": -1}, "0 to 100"),
-    ("generate", {"prompt": "a", "top_p": 0}, "above 0 up to 1"), ("generate", {"prompt": "a", "top_k": [0] * 10**5}, "top_k is"),
+    ("generate", {"prompt": "a", "seed": "seven"}, "seed is 'seven'"),
+    ("generate", {"prompt": "a", "seed": -1}, "seed is '-1'"),
+    ("generate", {"prompt": "a", "seed": 2**63}, "9223372036854775807"),
+    ("generate", {"prompt": "a", "seed": "9" * 10**5}, "seed is"),
+    ("generate", {"prompt": "a", "temperature": DEEP}, "temperature is"),
+    ("generate", {"prompt": "a", "temperature": -1}, "0 to 100"),
+    ("generate", {"prompt": "a", "top_p": 0}, "above 0 up to 1"),
+    ("generate", {"prompt": "a", "top_k": [0] * 10**5}, "top_k is"),
     ("generate", {"prompt": "a", "preview_every": -1}, "preview_every is '-1'"),
     ("generate", {"prompt": "a", "preview_every": "x"}, "preview_every is 'x'"),
     ("describe", {"picture": WHITE}, "does not answer questions: load Janus-Pro"),
@@ -330,12 +346,18 @@ WRONG = [
     ("complete", {"prompt": "a", "tokens": [[64] * 4] * 4, "rows": 1}, "0 to 63"),
     ("complete", {"prompt": "a", "tokens": DEEP, "rows": 1}, "grid of numbers"),
     ("complete", {"prompt": "a", "tokens": {}, "rows": 1}, "grid of numbers"),
-    ("decode", {"tokens": "x"}, "grid of numbers"), ("decode", {"tokens": [[0.5] * 4] * 4}, "whole numbers"),
-    ("decode", {"tokens": [[10**30] * 4] * 4}, "grid of numbers"), ("decode", {"tokens": None}, "grid of numbers"),
-    ("decode", {"tokens": [[0] * 1000] * 1000}, "shape"), ("decode", {"tokens": [[1], [1, 2]]}, "grid of numbers"),
-    ("recognise", {"picture": None}, "A picture must be a file"), ("recognise", {"picture": [1]}, "A picture must be a file"),
-    ("recognise", {"picture": {"path": 7}}, "cannot be read here"), ("recognise", {"picture": ""}, "Choose a picture first"),
-    ("recognise", {"picture": "data:image/png;base64,*"}, "data: URL is damaged"), ("recognise", {"picture": "data:,"}, "not a picture"),
+    ("decode", {"tokens": "x"}, "grid of numbers"),
+    ("decode", {"tokens": [[0.5] * 4] * 4}, "whole numbers"),
+    ("decode", {"tokens": [[10**30] * 4] * 4}, "grid of numbers"),
+    ("decode", {"tokens": None}, "grid of numbers"),
+    ("decode", {"tokens": [[0] * 1000] * 1000}, "shape"),
+    ("decode", {"tokens": [[1], [1, 2]]}, "grid of numbers"),
+    ("recognise", {"picture": None}, "A picture must be a file"),
+    ("recognise", {"picture": [1]}, "A picture must be a file"),
+    ("recognise", {"picture": {"path": 7}}, "cannot be read here"),
+    ("recognise", {"picture": ""}, "Choose a picture first"),
+    ("recognise", {"picture": "data:image/png;base64,*"}, "data: URL is damaged"),
+    ("recognise", {"picture": "data:,"}, "not a picture"),
     ("recognise", {"picture": "x", "labels": "a fox"}, "labels must be a list of texts"),
     ("recognise", {"picture": "x", "labels": [["a"]]}, "Each of the labels must be text"),
     ("recognise", {"picture": "x", "labels": ["a"] * 10**5}, "2,000 are the most"),
@@ -348,11 +370,15 @@ WRONG = [
     ("compare", {"prompt": "a fox", "x": "prompt", "x_values": ["dog", "cat"]}, "is not in the prompt"),
     ("compare", {"prompt": "a fox", "x": "seed", "x_values": [1], "y": "seed", "y_values": [2]}, "Both axes vary seed"),
     ("compare", {"prompt": "a fox", "x": "model", "x_values": ["/etc"]}, "is not one of this page's models"),
-    ("augment", {"prompts": "a fox"}, "prompts must be a list of texts"), ("augment", {"prompts": []}, "no prompts"),
-    ("augment", {"prompts": [7]}, "must be text"), ("augment", {"prompts": ["a fox"], "count": 0}, "count is '0'"),
-    ("augment", {"prompts": ["a fox"] * 201}, "Up to 200 prompts"), ("augment", {"prompts": ["a fox"], "count": 1001}, "1,000 pictures"),
-    ("augment", {"prompts": ["a fox"], "threshold": 2}, "threshold is '2'"), ("augment", {"prompts": ["a fox"], "seed": "x"}, "seed is"),
-]  # fmt: skip
+    ("augment", {"prompts": "a fox"}, "prompts must be a list of texts"),
+    ("augment", {"prompts": []}, "no prompts"),
+    ("augment", {"prompts": [7]}, "must be text"),
+    ("augment", {"prompts": ["a fox"], "count": 0}, "count is '0'"),
+    ("augment", {"prompts": ["a fox"] * 201}, "Up to 200 prompts"),
+    ("augment", {"prompts": ["a fox"], "count": 1001}, "1,000 pictures"),
+    ("augment", {"prompts": ["a fox"], "threshold": 2}, "threshold is '2'"),
+    ("augment", {"prompts": ["a fox"], "seed": "x"}, "seed is"),
+]
 
 
 @pytest.mark.parametrize("name, arguments, sentence", WRONG)
@@ -401,7 +427,14 @@ def test_an_assistant_and_a_client_get_the_sentence_too(page, client):
 
 def test_a_program_cannot_name_a_file_of_the_server(page, tmp_path):
     Image.new("RGB", (64, 64)).save(tmp_path / "secret.png")
-    for path in (str(tmp_path / "secret.png"), "/etc/passwd", "/nope", "app.py", "file:///etc/passwd", f"{page}gradio_api/file=/etc/passwd"):
+    for path in (
+        str(tmp_path / "secret.png"),
+        "/etc/passwd",
+        "/nope",
+        "app.py",
+        "file:///etc/passwd",
+        f"{page}gradio_api/file=/etc/passwd",
+    ):
         for claim in (path, {"path": path}, {"path": path, "meta": {"_type": "gradio.FileData"}}, {"path": path, "meta": 3}):
             sentence = said(page, "recognise", picture=claim, labels=["a"])
             assert "cannot be read here" in sentence or "This is not what is asked for" in sentence, (claim, sentence)
@@ -446,7 +479,12 @@ def web(fox):
 
 def test_an_assistant_s_picture_is_not_fetched_from_the_private_network(page, web):
     port = web.server_port
-    for url in (f"http://127.0.0.1:{port}/x.png", f"http://localhost:{port}/", f"http://[::1]:{port}/", f"http://0.0.0.0:{port}/"):
+    for url in (
+        f"http://127.0.0.1:{port}/x.png",
+        f"http://localhost:{port}/",
+        f"http://[::1]:{port}/",
+        f"http://0.0.0.0:{port}/",
+    ):
         answer = mcp(page, "tools/call", name="recognise", arguments={"picture": url, "labels": ["a"]})
         assert answer["isError"] and NOWHERE in answer["content"][0]["text"]
         file = {"path": url, "meta": {"_type": "gradio.FileData"}}
@@ -455,10 +493,23 @@ def test_an_assistant_s_picture_is_not_fetched_from_the_private_network(page, we
     assert web.asked == []
 
 
-@pytest.mark.parametrize("found", [
-    "127.0.0.1", "10.1.2.3", "169.254.169.254", "100.100.100.200", "192.168.0.1", "0.0.0.0", "224.0.0.1", "::1", "fe80::1", "fc00::1",
-    "::ffff:10.0.0.1", "::ffff:127.0.0.1",
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "found",
+    [
+        "127.0.0.1",
+        "10.1.2.3",
+        "169.254.169.254",
+        "100.100.100.200",
+        "192.168.0.1",
+        "0.0.0.0",
+        "224.0.0.1",
+        "::1",
+        "fe80::1",
+        "fc00::1",
+        "::ffff:10.0.0.1",
+        "::ffff:127.0.0.1",
+    ],
+)
 def test_a_name_that_means_a_private_address_is_refused(monkeypatch, found):
     monkeypatch.setattr(fetch.asyncio.BaseEventLoop, "getaddrinfo", resolver("93.184.215.14", found))
     with pytest.raises(InputError, match=NOWHERE):
@@ -492,15 +543,23 @@ def test_a_picture_of_the_web_is_fetched(page, public, fox, monkeypatch):
         fetch.fetched(f"{public}/x.png")
 
 
-@pytest.mark.parametrize("path, sentence", [
-    ("/missing", "answered 404"), ("/to/http://127.0.0.1:1/", NOWHERE), ("/to/file:///etc/passwd", NOWHERE), ("/to//to//to//to//to//x", "too many"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "path, sentence",
+    [
+        ("/missing", "answered 404"),
+        ("/to/http://127.0.0.1:1/", NOWHERE),
+        ("/to/file:///etc/passwd", NOWHERE),
+        ("/to//to//to//to//to//x", "too many"),
+    ],
+)
 def test_where_an_address_leads_is_judged_as_well(public, path, sentence):
     with pytest.raises(InputError, match=sentence):
         fetch.fetched(public + path)
 
 
-@pytest.mark.parametrize("url", ["http://", "http:///x", "http://[", "http://a b/", "http://nowhere.invalid/", "ftp://name.example/", "http://%00/"])
+@pytest.mark.parametrize(
+    "url", ["http://", "http:///x", "http://[", "http://a b/", "http://nowhere.invalid/", "ftp://name.example/", "http://%00/"]
+)
 def test_what_is_no_address_is_refused(url):
     with pytest.raises(InputError, match=NOWHERE):
         fetch.fetched(url)
@@ -580,15 +639,21 @@ def test_a_login_is_asked_for(tiny_pipeline, tmp_path, monkeypatch):
         demo.close()
 
 
-@pytest.mark.parametrize("headers, begins", [
-    ({}, None), ({"X-Forwarded-Host": "pictures.example", "X-Forwarded-Proto": "https"}, "https://pictures.example/gradio_api/file="),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "headers, begins",
+    [
+        ({}, None),
+        ({"X-Forwarded-Host": "pictures.example", "X-Forwarded-Proto": "https"}, "https://pictures.example/gradio_api/file="),
+    ],
+)
 def test_addresses_are_those_of_the_way_that_the_caller_took(page, headers, begins):
     answer = httpx.post(f"{page}gradio_api/call/v2/decode", json={"tokens": GRID}, headers=headers)
     text = httpx.get(f"{page}gradio_api/call/decode/{answer.json()['event_id']}", timeout=60).text
     assert f'"url": "{begins or page + "gradio_api/file="}' in text
     mcp_answer = httpx.post(
-        f"{page}gradio_api/mcp/", headers={"Accept": "application/json, text/event-stream"} | headers, timeout=60,
+        f"{page}gradio_api/mcp/",
+        headers={"Accept": "application/json, text/event-stream"} | headers,
+        timeout=60,
         json={"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": {"name": "decode", "arguments": {"tokens": GRID}}},
-    )  # fmt: skip
+    )
     assert (begins or page + "gradio_api/file=") in mcp_answer.text

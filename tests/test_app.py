@@ -24,9 +24,13 @@ MODULES = ["__main__", *(".".join(path.relative_to(ROOT).with_suffix("").parts).
 
 def run(*arguments, **environment):
     return subprocess.run(
-        [sys.executable, "app.py", *arguments], cwd=ROOT, capture_output=True, encoding="utf-8", timeout=120,
+        [sys.executable, "app.py", *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        encoding="utf-8",
+        timeout=120,
         env=os.environ | environment,
-    )  # fmt: skip
+    )
 
 
 @contextmanager
@@ -36,7 +40,11 @@ def started(folder, model, port, flags=(), **environment):
     command = [sys.executable, *flags, "app.py", "--model", str(model), "--port", port]
     with open(folder / "said.txt", "wb") as said:
         server = subprocess.Popen(
-            command, cwd=ROOT, stdout=said, stderr=said, env={name: value for name, value in values.items() if value is not None}
+            command,
+            cwd=ROOT,
+            stdout=said,
+            stderr=said,
+            env={name: value for name, value in values.items() if value is not None},
         )
     try:
         for _ in range(1200):
@@ -53,7 +61,19 @@ def started(folder, model, port, flags=(), **environment):
 
 def test_help_explains_every_argument_without_loading_torch():
     out = run("--help", PYTHONPROFILEIMPORTTIME="1")
-    for name in ("--model", "--host", "--port", "--device", "--dtype", "--share", "--public", "--proxies", "DALLE_USER", "DALLE_PASSWORD", "MCP"):
+    for name in (
+        "--model",
+        "--host",
+        "--port",
+        "--device",
+        "--dtype",
+        "--share",
+        "--public",
+        "--proxies",
+        "DALLE_USER",
+        "DALLE_PASSWORD",
+        "MCP",
+    ):
         assert name in out.stdout
     assert out.returncode == 0 and " torch" not in out.stderr
 
@@ -94,7 +114,8 @@ def test_a_busy_port_is_one_line(busy_port):
         (("--device", "tpu0"), {}, "tpu0"),
         (("--port", "70000"), {}, "70000"),
         (("--port", "http"), {}, "http"),
-        (("--proxies", "-1"), {}, "--proxies"), (("--replicas", "0"), {}, "--replicas 0"),
+        (("--proxies", "-1"), {}, "--proxies"),
+        (("--replicas", "0"), {}, "--replicas 0"),
         (("--dtype", "float8"), {}, "float8"),
         (("--compile", "--device", "cpu"), {}, "--compile"),
         (("--model", "x" * 5000), {}, "There is no model"),

@@ -38,9 +38,12 @@ class Server:
     def events(self) -> list[tuple[dict, int]]:
         """(the event, the place of the file among its inputs) of all that the server works on."""
         return [
-            (event, place) for event in self.config["dependencies"] if event["backend_fn"]
-            for place, component in enumerate(event["inputs"]) if self.takes_file(component)
-        ]  # fmt: skip
+            (event, place)
+            for event in self.config["dependencies"]
+            if event["backend_fn"]
+            for place, component in enumerate(event["inputs"])
+            if self.takes_file(component)
+        ]
 
     def arguments(self, event: dict, place: int, file) -> list:
         data = [self.props[component]["props"].get("value") for component in event["inputs"]]
@@ -54,8 +57,11 @@ class Server:
         return [self._called(event, place, file) for file in files]
 
     def _called(self, event, place, file) -> str:
-        data = [value for component, value in zip(event["inputs"], self.arguments(event, place, file))
-                if self.props[component]["type"] != "state"]  # fmt: skip
+        data = [
+            value
+            for component, value in zip(event["inputs"], self.arguments(event, place, file))
+            if self.props[component]["type"] != "state"
+        ]
         joined = self.web.post(f"call/{event['api_name']}", json={"data": data})
         if joined.status_code != 200:
             return joined.text
@@ -85,9 +91,10 @@ class Server:
 
     def mcp(self, method: str, **parameters) -> dict:
         answer = self.web.post(
-            "mcp/", headers={"Accept": "application/json, text/event-stream"},
+            "mcp/",
+            headers={"Accept": "application/json, text/event-stream"},
             json={"jsonrpc": "2.0", "id": 1, "method": method, "params": parameters},
-        )  # fmt: skip
+        )
         [message] = [json.loads(line[5:]) for line in answer.text.splitlines() if line.startswith("data: {")]
         return message.get("result") or message["error"]
 
@@ -118,22 +125,41 @@ def targets(server, tmp_path_factory):
     (inside / "missing.png").symlink_to(home / "missing.png")
     (inside / "home").symlink_to(home)
     up = "/".join([".."] * 40)
-    return [str(path) for path in (
-        home / "secret.png", home / "missing.png", home / "prompts.csv", home, "/etc/passwd", "/etc/shadow", "/proc/self/environ",
-        "app.py", "assets/missing.png", inside / "secret.png", inside / "missing.png", inside / "home" / "secret.png",
-        f"{inside}/{up}{home}/secret.png", f"{inside}/{up}{home}/missing.png", f"{server.cache}/../{home.name}/secret.png",
-        f"file://{home}/secret.png",
-    )]  # fmt: skip
+    return [
+        str(path)
+        for path in (
+            home / "secret.png",
+            home / "missing.png",
+            home / "prompts.csv",
+            home,
+            "/etc/passwd",
+            "/etc/shadow",
+            "/proc/self/environ",
+            "app.py",
+            "assets/missing.png",
+            inside / "secret.png",
+            inside / "missing.png",
+            inside / "home" / "secret.png",
+            f"{inside}/{up}{home}/secret.png",
+            f"{inside}/{up}{home}/missing.png",
+            f"{server.cache}/../{home.name}/secret.png",
+            f"file://{home}/secret.png",
+        )
+    ]
 
 
 def claims(path: str) -> list:
     """What one can say of a path. Gradio believes some of it."""
     return [
-        {"path": path}, {"path": path, "meta": META}, {"path": path, "url": f"file://{path}"},
-        {"path": path, "url": "http://127.0.0.1:9/x.png", "meta": META}, {"path": path, "is_stream": True, "meta": META},
+        {"path": path},
+        {"path": path, "meta": META},
+        {"path": path, "url": f"file://{path}"},
+        {"path": path, "url": "http://127.0.0.1:9/x.png", "meta": META},
+        {"path": path, "is_stream": True, "meta": META},
         {"path": path, "orig_name": "mine.png", "size": 7, "mime_type": "image/png", "meta": {"_type": "x"}},
-        [{"path": path}], {"value": {"path": path}, "path": path},
-    ]  # fmt: skip
+        [{"path": path}],
+        {"value": {"path": path}, "path": path},
+    ]
 
 
 def more_claims(path: str) -> list:
@@ -152,9 +178,11 @@ QUEUED = "does not accept direct HTTP"  # Gradio's own words for an event that h
 def answers(server, files: list) -> list[tuple[str, str, object, str]]:
     """(way, event, file, answer) of every way, for every event that takes a file."""
     return [
-        (way.__name__, event["api_name"], file, said) for event, place in server.events()
-        for way in (server.call, server.join, server.run) for file, said in zip(files, way(event, place, files))
-    ]  # fmt: skip
+        (way.__name__, event["api_name"], file, said)
+        for event, place in server.events()
+        for way in (server.call, server.join, server.run)
+        for file, said in zip(files, way(event, place, files))
+    ]
 
 
 def test_no_way_opens_a_file_of_the_server_nor_tells_whether_it_is_there(server, targets):
@@ -170,8 +198,15 @@ def test_no_way_opens_a_file_of_the_server_nor_tells_whether_it_is_there(server,
 def test_what_is_no_file_at_all_is_refused_alike_whether_something_is_there(server, targets):
     there, missing = (answers(server, more_claims(path)) for path in targets[:2])
     assert [without_times(said) for *_, said in there] == [without_times(said) for *_, said in missing]
-    said = (REFUSED, MISUSED.split(".")[0], QUEUED, "Give rows or keep", "A picture must be a file that was uploaded",
-            "Choose a picture first", "There are no prompts")
+    said = (
+        REFUSED,
+        MISUSED.split(".")[0],
+        QUEUED,
+        "Give rows or keep",
+        "A picture must be a file that was uploaded",
+        "Choose a picture first",
+        "There are no prompts",
+    )
     wrong = [answer for answer in there if not any(sentence in answer[3] for sentence in said)]
     assert not wrong, json.dumps(wrong, indent=1)[:3000]
 
@@ -194,18 +229,31 @@ def test_another_server_of_the_same_machine_is_not_asked(server):
 
     with HTTPServer(("127.0.0.1", 0), Other) as other:
         Thread(target=other.serve_forever, daemon=True).start()
-        urls = [f"{scheme}://{host}:{other.server_port}/x.png" for scheme in ("http", "HTTP") for host in ("127.0.0.1", "localhost", "[::1]", "0")]
+        urls = [
+            f"{scheme}://{host}:{other.server_port}/x.png"
+            for scheme in ("http", "HTTP")
+            for host in ("127.0.0.1", "localhost", "[::1]", "0")
+        ]
         found = answers(server, [claim for url in urls for claim in ({"path": url}, {"path": url, "url": url, "meta": META})])
         for tool, arguments in (("reconstruct", {}), ("recognise", {}), ("complete", {"prompt": "a fox", "rows": 1})):
             for url in urls:
-                found.append(("mcp", tool, url, json.dumps(server.mcp("tools/call", name=tool, arguments={"picture": url} | arguments))))
+                found.append(
+                    ("mcp", tool, url, json.dumps(server.mcp("tools/call", name=tool, arguments={"picture": url} | arguments)))
+                )
         other.shutdown()
     assert asked == []
     wrong = [answer for answer in found if ("rror" not in answer[3] and QUEUED not in answer[3]) or "Errno" in answer[3]]
     assert len(found) > 100 and not wrong, json.dumps(wrong, indent=1)[:3000]
 
 
-SAMPLES = {"prompt": "a fox", "prompts": ["a fox"], "picture": "data:,", "tokens": [[0]], "x": "seed", "x_values": [1]}  # what is required
+SAMPLES = {
+    "prompt": "a fox",
+    "prompts": ["a fox"],
+    "picture": "data:,",
+    "tokens": [[0]],
+    "x": "seed",
+    "x_values": [1],
+}  # what is required
 
 
 def hidden(path: str) -> list:
@@ -230,18 +278,26 @@ def test_over_mcp_no_file_of_the_server_is_uploaded_by_the_server(server, target
                 texts = [json.dumps(server.mcp("tools/call", **call)) for call in calls]
                 refused += REFUSED in texts[0]
                 texts = [text.replace(there, "PATH").replace(missing, "PATH") for text in texts]
-                assert texts[0] == texts[1] and '"isError": true' in texts[0] and "Errno" not in texts[0], (tool["name"], name, texts)
+                assert texts[0] == texts[1] and '"isError": true' in texts[0] and "Errno" not in texts[0], (
+                    tool["name"],
+                    name,
+                    texts,
+                )
     assert set(os.listdir(server.cache)) == before and refused > 5
 
 
 def test_over_mcp_a_path_is_not_an_address(server, targets):
     there, missing = targets[:2]
-    names = {tool["name"]: [name for name, schema in tool["inputSchema"]["properties"].items() if "Gradio File" in str(schema)]
-             for tool in server.mcp("tools/list")["tools"]}  # fmt: skip
+    names = {
+        tool["name"]: [name for name, schema in tool["inputSchema"]["properties"].items() if "Gradio File" in str(schema)]
+        for tool in server.mcp("tools/list")["tools"]
+    }
     pairs = [(tool, name) for tool in names for name in names[tool]]
     assert len(pairs) >= 3
     for (tool, name), form in product(pairs, ("{}", "file://{}", "http://127.0.0.1:9{}")):
-        texts = [json.dumps(server.mcp("tools/call", name=tool, arguments={name: form.format(path)})) for path in (there, missing)]
+        texts = [
+            json.dumps(server.mcp("tools/call", name=tool, arguments={name: form.format(path)})) for path in (there, missing)
+        ]
         texts = [text.replace(there, "PATH").replace(missing, "PATH") for text in texts]
         assert texts[0] == texts[1] and '"isError": true' in texts[0], texts
 

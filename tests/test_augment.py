@@ -202,11 +202,13 @@ def test_a_process_that_is_killed_goes_on(saved, tmp_path):
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"seed": 8}, "seed 7, now 8"), ({"threshold": None}, "threshold 0.05, now None"),
-        ({"rows": ROWS[:2]}, "other prompts"), ({"temperature": 0.5}, "temperature 1.0, now 0.5"),
+        ({"seed": 8}, "seed 7, now 8"),
+        ({"threshold": None}, "threshold 0.05, now None"),
+        ({"rows": ROWS[:2]}, "other prompts"),
+        ({"temperature": 0.5}, "temperature 1.0, now 0.5"),
         ({"best": 2}, "best None, now 2"),
     ],
-)  # fmt: skip
+)
 def test_another_runs_folder_is_refused(tiny_pipeline, tmp_path, changes, message):
     next(augment.augment(tiny_pipeline, ROWS, tmp_path, 7, THRESHOLD))
     before = contents(tmp_path)
@@ -256,12 +258,19 @@ def test_a_full_disk_keeps_a_whole_data_set(whole, tiny_pipeline, tmp_path, monk
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"rows": []}, "no prompts"), ({"seed": -1}, "-1"), ({"seed": "7"}, "whole number"), ({"seed": 2**63}, "whole number"),
-        ({"threshold": float("nan")}, "nan"), ({"threshold": 2}, "from -1 to 1"), ({"threshold": "0.2"}, "0.2"),
-        ({"best": 0}, "best is '0'"), ({"best": 2, "rows": [Row("a fox", 65)]}, "Prompt 1: the best"),
-        ({"rows": [Row("a fox", 1), Row("ЖЖ", 1)]}, "Prompt 2: This model knows none"), ({"top_p": 0}, "top_p"),
+        ({"rows": []}, "no prompts"),
+        ({"seed": -1}, "-1"),
+        ({"seed": "7"}, "whole number"),
+        ({"seed": 2**63}, "whole number"),
+        ({"threshold": float("nan")}, "nan"),
+        ({"threshold": 2}, "from -1 to 1"),
+        ({"threshold": "0.2"}, "0.2"),
+        ({"best": 0}, "best is '0'"),
+        ({"best": 2, "rows": [Row("a fox", 65)]}, "Prompt 1: the best"),
+        ({"rows": [Row("a fox", 1), Row("ЖЖ", 1)]}, "Prompt 2: This model knows none"),
+        ({"top_p": 0}, "top_p"),
     ],
-)  # fmt: skip
+)
 def test_what_the_model_cannot_take_is_said_before_anything_is_written(tiny_pipeline, tmp_path, changes, message):
     with pytest.raises(InputError, match=re.escape(message)):
         run(tiny_pipeline, tmp_path / "out", **changes)
@@ -306,16 +315,26 @@ def test_tables(tmp_path, content, expected):
 @pytest.mark.parametrize(
     "content, message",
     [
-        (b"", "is empty"), (b"\n\n", "is empty"), (b"text,count\na fox,1\n", "“prompt”; its first line says: text, count"),
-        (b"prompt,prompt\na,b\n", "2 columns “prompt”"), (b"prompt,count,Count\na,1,2\n", "2 columns “count”"),
-        (b"prompt\na fox, red\n", "line 2 has 2 cells, the header 1"), (b"prompt,count\n,3\n", "line 2 has no prompt"),
-        (b"prompt,count\na,x\n", "'x'"), (b"prompt,count\na,0\n", "from 1"), (b"prompt,count\na," + b"9" * 5000, "count is"),
-        ("prompt\nFüchse\n".encode("latin-1"), "not UTF-8 text (line 2)"), (b"prompt\na\x00b\n", "line 2 holds a zero byte"),
-        ("prompt\na fox\n".encode("utf-16-le"), "zero byte"), (b"\xff\xfea", "is not UTF-8"),
-        (b"prompt\n" + b"a" * 30_000, "30,000 characters"), (b"prompt\n" + b"a" * 300_000, "cannot be read as CSV"),
-        (b'prompt\n"a fox\ntwo apples\n', "cannot be read as CSV"), (b"\x89PNG\r\n\x1a\n", "is not UTF-8"),
+        (b"", "is empty"),
+        (b"\n\n", "is empty"),
+        (b"text,count\na fox,1\n", "“prompt”; its first line says: text, count"),
+        (b"prompt,prompt\na,b\n", "2 columns “prompt”"),
+        (b"prompt,count,Count\na,1,2\n", "2 columns “count”"),
+        (b"prompt\na fox, red\n", "line 2 has 2 cells, the header 1"),
+        (b"prompt,count\n,3\n", "line 2 has no prompt"),
+        (b"prompt,count\na,x\n", "'x'"),
+        (b"prompt,count\na,0\n", "from 1"),
+        (b"prompt,count\na," + b"9" * 5000, "count is"),
+        ("prompt\nFüchse\n".encode("latin-1"), "not UTF-8 text (line 2)"),
+        (b"prompt\na\x00b\n", "line 2 holds a zero byte"),
+        ("prompt\na fox\n".encode("utf-16-le"), "zero byte"),
+        (b"\xff\xfea", "is not UTF-8"),
+        (b"prompt\n" + b"a" * 30_000, "30,000 characters"),
+        (b"prompt\n" + b"a" * 300_000, "cannot be read as CSV"),
+        (b'prompt\n"a fox\ntwo apples\n', "cannot be read as CSV"),
+        (b"\x89PNG\r\n\x1a\n", "is not UTF-8"),
     ],
-)  # fmt: skip
+)
 def test_tables_that_are_refused(tmp_path, content, message):
     (tmp_path / "a.csv").write_bytes(content)
     with pytest.raises(InputError, match=re.escape(message)) as error:

@@ -31,7 +31,9 @@ def test_a_visitor_who_used_it_up_is_told_when_to_come_back_and_others_are_not_a
     budgets.spend("ann", candidates=16)
     clock.sleep(100)
     budgets.spend("ann", candidates=16)
-    with pytest.raises(Busy, match="32 candidates within 10 minutes, and yours are used up. Try again in [0-9]+ seconds.") as busy:
+    with pytest.raises(
+        Busy, match="32 candidates within 10 minutes, and yours are used up. Try again in [0-9]+ seconds."
+    ) as busy:
         budgets.spend("ann", candidates=16)
     budgets.spend("ben", candidates=32)
     clock.sleep(busy.value.seconds - 30)

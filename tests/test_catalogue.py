@@ -38,9 +38,16 @@ def test_missing_unexpected_and_misshapen_keys_name_themselves(saved, file):
 
 @pytest.mark.parametrize(
     "file",
-    ["model_index.json", "prior/config.json", "clip/config.json", "text_tokenizer/tokenizer.json",
-     "clip_processor/preprocessor_config.json", WEIGHTS, "clip/model.safetensors"],
-)  # fmt: skip
+    [
+        "model_index.json",
+        "prior/config.json",
+        "clip/config.json",
+        "text_tokenizer/tokenizer.json",
+        "clip_processor/preprocessor_config.json",
+        WEIGHTS,
+        "clip/model.safetensors",
+    ],
+)
 def test_missing_and_damaged_files_name_themselves(saved, file):
     content = (saved / file).read_bytes()
     name = file.split("/")[-1]
@@ -108,7 +115,11 @@ def test_a_config_that_cannot_work_is_named_at_loading_not_at_drawing(saved, fil
         ("prior/config.json", {"hidden_size": 10**9}, "hidden_size is 1000000000, but no size of the weights is above 65536"),
         ("prior/config.json", {"text_length": 10**4000}, "text_length is 10000000000000000000, but"),
         ("image_tokenizer/config.json", {"layers_per_block": 10**6}, "layers_per_block is 1000000, but the weights have 1"),
-        ("image_tokenizer/config.json", {"block_out_channels": [16] * 10**5}, "block_out_channels is 100000, but the weights have 3"),
+        (
+            "image_tokenizer/config.json",
+            {"block_out_channels": [16] * 10**5},
+            "block_out_channels is 100000, but the weights have 3",
+        ),
         ("image_tokenizer/config.json", {"block_out_channels": [16, 10**9, 16]}, "block_out_channels is 1000000000"),
         ("image_tokenizer/config.json", {"num_vq_embeddings": 10**9}, "num_vq_embeddings is 1000000000"),
         ("clip/config.json", {"vision_config": {"num_hidden_layers": 10**6}}, "num_hidden_layers of vision_config is 1000000"),
@@ -117,7 +128,7 @@ def test_a_config_that_cannot_work_is_named_at_loading_not_at_drawing(saved, fil
         ("clip_processor/preprocessor_config.json", {"size": {"height": 10**6}}, "pictures cannot be read with it .size is"),
         ("model_index.json", {"defaults": {"num_candidates": 10**9}}, "num_candidates is '1000000000'"),
     ],
-)  # fmt: skip
+)
 def test_absurd_sizes_are_refused_before_anything_is_built(saved, file, changes, named, monkeypatch):
     content = json.loads((saved / file).read_text(encoding="utf-8"))
     for key, value in changes.items():
@@ -137,7 +148,12 @@ def test_absurd_sizes_are_refused_before_anything_is_built(saved, file, changes,
 
 
 def test_layers_of_an_encoder_and_decoder_are_counted_too(tmp_path):
-    shapes = {"encoder.0.glu.ln0.bias": (8,), "encoder.1.glu.ln0.bias": (8,), "decoder.0.glu.ln0.bias": (8,), "head.weight": (70_000, 8)}
+    shapes = {
+        "encoder.0.glu.ln0.bias": (8,),
+        "encoder.1.glu.ln0.bias": (8,),
+        "decoder.0.glu.ln0.bias": (8,),
+        "head.weight": (70_000, 8),
+    }
     config = {"encoder_layers": 2, "decoder_layers": 1, "image_vocab_size": 70_000}
     catalogue._check_config(BartPrior, config, tmp_path / "config.json", shapes)
     for key, value in (("encoder_layers", 10**6), ("decoder_layers", 2), ("image_vocab_size", 70_001)):

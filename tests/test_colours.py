@@ -37,7 +37,9 @@ def profile_of(space: bytes, connection: bytes, kind: bytes, tags: dict[bytes, b
     for name, content in tags.items():
         table += struct.pack(">4sII", name, start + len(data), len(content))
         data += content + bytes(-len(content) % 4)
-    header = struct.pack(">I4sI4s4s4s12s4s24s", start + len(data), b"", 0x02400000, kind, space, connection, bytes(12), b"acsp", bytes(24))
+    header = struct.pack(
+        ">I4sI4s4s4s12s4s24s", start + len(data), b"", 0x02400000, kind, space, connection, bytes(12), b"acsp", bytes(24)
+    )
     header += struct.pack(">I", 0) + fixed(0.9642, 1, 0.8249) + bytes(48)
     return header[:128] + table + data
 
@@ -102,9 +104,10 @@ def test_profiles_of_other_kinds_of_pictures():
 
 
 @pytest.mark.parametrize(
-    "profile", [b"no profile", SRGB[:200], SRGB[:128] + bytes(400), linear_grey(), cyan_is_black()],
+    "profile",
+    [b"no profile", SRGB[:200], SRGB[:128] + bytes(400), linear_grey(), cyan_is_black()],
     ids=["noise", "cut", "zeros", "grey", "cmyk"],
-)  # fmt: skip
+)
 def test_a_profile_that_is_damaged_or_another_picture_s_is_ignored(profile):
     assert colour(opened(Image.new("RGB", (16, 16), (200, 100, 100)), "PNG", profile)) == (200, 100, 100)
 

@@ -29,12 +29,18 @@ def test_values_are_separated_by_commas():
 @pytest.mark.parametrize(
     "name, text, said",
     [
-        ("seed", "1, x", "seed is 'x'; it must be a whole number from 0"), ("top_p", "half", "top_p is 'half'"),
-        ("seed", " , ", "no values"), ("colour", "1", "cannot be varied"), ("seed", ",".join(["1"] * 65), "65 values"),
-        ("top_k", "2, 9999", "top_k is '9999'; it must be a whole number from 0 to 64"), ("top_p", "nan", "top_p is 'nan'"),
-        ("guidance_scale", "1e400", "guidance_scale"), ("prompt", "a" * 20_001, "20,001 characters"), (["seed"], "1", "cannot be varied"),
+        ("seed", "1, x", "seed is 'x'; it must be a whole number from 0"),
+        ("top_p", "half", "top_p is 'half'"),
+        ("seed", " , ", "no values"),
+        ("colour", "1", "cannot be varied"),
+        ("seed", ",".join(["1"] * 65), "65 values"),
+        ("top_k", "2, 9999", "top_k is '9999'; it must be a whole number from 0 to 64"),
+        ("top_p", "nan", "top_p is 'nan'"),
+        ("guidance_scale", "1e400", "guidance_scale"),
+        ("prompt", "a" * 20_001, "20,001 characters"),
+        (["seed"], "1", "cannot be varied"),
     ],
-)  # fmt: skip
+)
 def test_bad_values_are_named(name, text, said):
     with pytest.raises(InputError, match=said):
         parse_axis(name, text, LIMITS)
@@ -106,7 +112,9 @@ def test_a_grid_holds_what_the_pipeline_draws(studio, tiny_pipeline):
 
 
 def test_a_grid_takes_one_folder_until_it_is_downloaded(studio):
-    finished = [step for step in studio.compare("1.2.3.4", X, Y, DrawingRequest("a red fox", num_candidates=4)) if step.finished]
+    finished = [
+        step for step in studio.compare("1.2.3.4", X, Y, DrawingRequest("a red fox", num_candidates=4)) if step.finished
+    ]
     assert [len(step.grid.pictures) for step in finished] == [1, 2, 3, 4]
     [folder] = studio.store.root.iterdir()
     assert len(list(folder.iterdir())) == 4  # the best of each cell
@@ -119,11 +127,16 @@ def test_all_cells_share_a_new_seed_unless_an_axis_names_seeds(studio):
     assert [picture.drawn.seed for picture in last.grid.pictures.values()] == [3, 4] and last.seed is None
 
 
-@pytest.mark.parametrize("x, request_, said", [
-    (X, DrawingRequest("a dog"), "is not in the prompt"), (Axis("prompt", ["fox", "Ж"]), DrawingRequest("fox"), "none of the characters"),
-    (Y, DrawingRequest(""), "prompt is empty"), (Y, DrawingRequest("a fox", num_candidates=[3]), "num_candidates"),
-    (Axis("model", ["tiny", "../etc"]), DrawingRequest("a fox"), "not one of this page's models"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "x, request_, said",
+    [
+        (X, DrawingRequest("a dog"), "is not in the prompt"),
+        (Axis("prompt", ["fox", "Ж"]), DrawingRequest("fox"), "none of the characters"),
+        (Y, DrawingRequest(""), "prompt is empty"),
+        (Y, DrawingRequest("a fox", num_candidates=[3]), "num_candidates"),
+        (Axis("model", ["tiny", "../etc"]), DrawingRequest("a fox"), "not one of this page's models"),
+    ],
+)
 def test_what_cannot_be_drawn_is_said_before_the_first_cell(studio, x, request_, said):
     with pytest.raises((InputError, ModelError), match=said):
         next(studio.compare("1.2.3.4", x, Axis("", [None]), request_))
@@ -133,7 +146,9 @@ def test_what_cannot_be_drawn_is_said_before_the_first_cell(studio, x, request_,
 def test_models_are_compared_and_the_cells_before_stay(tiny_pipeline, tmp_path):
     studio = Studio(ModelHolder(tiny_pipeline, "tiny", lambda source, tell: make_pipeline()), Store(tmp_path))
     studio.holder.choices = ["tiny", "other"]
-    steps = list(studio.compare("1.2.3.4", Axis("model", ["tiny", "other"]), Axis("", [None]), DrawingRequest("a fox", num_candidates=1)))
+    steps = list(
+        studio.compare("1.2.3.4", Axis("model", ["tiny", "other"]), Axis("", [None]), DrawingRequest("a fox", num_candidates=1))
+    )
     assert "Loading other…" in [step.line for step in steps] and len(steps[-1].grid.pictures) == 2
     assert studio.holder.source == "other"
 

@@ -23,9 +23,18 @@ from tests import hub as local
 from tests import plain
 from tests.published import MinDalleFiles, load_published
 
-CONFIG = {"encoder_layers": 2, "decoder_layers": 2, "d_model": 128, "encoder_vocab_size": 600, "max_text_length": 64,
-          "image_length": 256, "decoder_start_token_id": 16384, "ln_positions": "normformer", "use_glu": True,
-          "normalize_text": True}  # fmt: skip
+CONFIG = {
+    "encoder_layers": 2,
+    "decoder_layers": 2,
+    "d_model": 128,
+    "encoder_vocab_size": 600,
+    "max_text_length": 64,
+    "image_length": 256,
+    "decoder_start_token_id": 16384,
+    "ln_positions": "normformer",
+    "use_glu": True,
+    "normalize_text": True,
+}
 
 
 def put(tree: dict, path: str, value) -> None:
@@ -46,15 +55,25 @@ def flax_prior(peer: MinDalleFiles, scanned: bool) -> dict:
         put(tree, f"{root}/layernorm_embedding/scale", state["layernorm_embedding.weight"])
         put(tree, f"{root}/layernorm_embedding/bias", state["layernorm_embedding.bias"])
         put(tree, f"{root}/final_ln/bias", state["final_ln.bias"])
-        norms = [("0/bias", "pre_self_attn_layer_norm.bias"), ("1/scale", "self_attn_layer_norm.weight"),
-                 ("1/bias", "self_attn_layer_norm.bias")]  # fmt: skip
+        norms = [
+            ("0/bias", "pre_self_attn_layer_norm.bias"),
+            ("1/scale", "self_attn_layer_norm.weight"),
+            ("1/bias", "self_attn_layer_norm.bias"),
+        ]
         attentions = [(0, "self_attn")]
         if side == "Decoder":
-            norms += [("2/bias", "pre_encoder_attn_layer_norm.bias"), ("3/scale", "encoder_attn_layer_norm.weight"),
-                      ("3/bias", "encoder_attn_layer_norm.bias")]  # fmt: skip
+            norms += [
+                ("2/bias", "pre_encoder_attn_layer_norm.bias"),
+                ("3/scale", "encoder_attn_layer_norm.weight"),
+                ("3/bias", "encoder_attn_layer_norm.bias"),
+            ]
             attentions += [(1, "encoder_attn")]
         layer = {f"LayerNorm_{number}": name for number, name in norms}
-        layer |= {f"FlaxBartAttention_{n}/{p}_proj/kernel": f"{a}.{p}_proj.weight" for n, a in attentions for p in ("q", "k", "v", "out")}
+        layer |= {
+            f"FlaxBartAttention_{n}/{p}_proj/kernel": f"{a}.{p}_proj.weight"
+            for n, a in attentions
+            for p in ("q", "k", "v", "out")
+        }
         layer |= {f"GLU_0/LayerNorm_{n}/bias": f"glu.ln{n}.bias" for n in (0, 1)}
         layer |= {f"GLU_0/Dense_{n}/kernel": f"glu.fc{n}.weight" for n in (0, 1, 2)}
         for flax_name, name in layer.items():
@@ -167,7 +186,11 @@ def test_the_folder_that_hf_download_makes(folder, tmp_path, monkeypatch):
         monkeypatch.setattr(constants, "HF_HOME", str(tmp_path / "home"))
         hub.add("dalle-mini/dalle-mini", folder)
         weights = hub.repos["dalle-mini/dalle-mini"].pop("vqgan/flax_model.msgpack")
-        hub.repos["dalle-mini/dalle-mini"] |= {"README.md": b"# mini", "enwiki-words-frequency.txt": b"the 1", "merges.txt": b""}
+        hub.repos["dalle-mini/dalle-mini"] |= {
+            "README.md": b"# mini",
+            "enwiki-words-frequency.txt": b"the 1",
+            "merges.txt": b"",
+        }
         hub.repos["dalle-mini/vqgan_imagenet_f16_16384"] = {"flax_model.msgpack": weights, "config.json": b"{}"}
         huggingface_hub.snapshot_download("dalle-mini/dalle-mini", local_dir=mini)  # what the command calls
         huggingface_hub.snapshot_download("dalle-mini/vqgan_imagenet_f16_16384", local_dir=mini / "vqgan")
@@ -226,10 +249,34 @@ def test_damaged_msgpack_is_an_error_and_not_a_bomb(peer, folder, tmp_path):
         "an array of objects": msgpack.packb({"a": msgpack.ExtType(1, msgpack.packb(([1], "object", b"\0" * 8)))}),
         "a complex number": msgpack.packb({"a": msgpack.ExtType(2, array)}),
         "no map": msgpack.packb([1, 2, 3]),
-        "layers without end": msgpack.packb({"model": {"encoder": {"layers": {"FlaxBartEncoderLayers": {"LayerNorm_0": {
-            "bias": msgpack.ExtType(1, msgpack.packb(([2**40, 0], "float32", b"")))}}}}}}),
-        "very many layers": msgpack.packb({"model": {"encoder": {"layers": {"FlaxBartEncoderLayers": {"LayerNorm_0": {
-            "bias": msgpack.ExtType(1, msgpack.packb(([10**6, 1], "float16", bytes(2 * 10**6))))}}}}}}),
+        "layers without end": msgpack.packb(
+            {
+                "model": {
+                    "encoder": {
+                        "layers": {
+                            "FlaxBartEncoderLayers": {
+                                "LayerNorm_0": {"bias": msgpack.ExtType(1, msgpack.packb(([2**40, 0], "float32", b"")))}
+                            }
+                        }
+                    }
+                }
+            }
+        ),
+        "very many layers": msgpack.packb(
+            {
+                "model": {
+                    "encoder": {
+                        "layers": {
+                            "FlaxBartEncoderLayers": {
+                                "LayerNorm_0": {
+                                    "bias": msgpack.ExtType(1, msgpack.packb(([10**6, 1], "float16", bytes(2 * 10**6))))
+                                }
+                            }
+                        }
+                    }
+                }
+            }
+        ),
         "a pickle": b"\x80\x04cos\nsystem\n",
         "two files": good + good,
         "deep": _nested(array, 40),
@@ -286,5 +333,3 @@ def test_wrong_keys_and_config_are_named(peer, folder, tmp_path):
     fails("config.json: d_model is 1000000000, but the weights have 128", d_model=10**9)
     fails("config.json: decoder_layers is 1000000, but the weights have 2", decoder_layers=10**6)
     fails("ln_positions is 'postln'", ln_positions="postln")
-
-

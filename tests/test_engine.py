@@ -40,15 +40,33 @@ def prior_of(kind: str, dtype: str = "float32", width=32, heads=2, length=LENGTH
             prior.head.weight.data.mul_(40)  # far from uniform
         elif kind == "llama":  # heads share keys and values where there are several
             prior = LlamaPrior(
-                20, 4, VOCAB, length, num_layers=2, num_heads=heads, num_kv_heads=1, hidden_size=width,
-                ffn_size=width * 3 // 2, code_size=8,
-            ).eval()  # fmt: skip
+                20,
+                4,
+                VOCAB,
+                length,
+                num_layers=2,
+                num_heads=heads,
+                num_kv_heads=1,
+                hidden_size=width,
+                ffn_size=width * 3 // 2,
+                code_size=8,
+            ).eval()
             prior.head[2].weight.data.mul_(20)
         else:
             prior = BartPrior(
-                20, 4, VOCAB, length, encoder_layers=1, decoder_layers=2, num_heads=heads, hidden_size=width,
-                ffn_size=width * 3 // 2, embedded_image_tokens=VOCAB + 1, start_token_id=VOCAB, pad_token_id=0,
-            ).eval()  # fmt: skip
+                20,
+                4,
+                VOCAB,
+                length,
+                encoder_layers=1,
+                decoder_layers=2,
+                num_heads=heads,
+                hidden_size=width,
+                ffn_size=width * 3 // 2,
+                embedded_image_tokens=VOCAB + 1,
+                start_token_id=VOCAB,
+                pad_token_id=0,
+            ).eval()
             prior.head.weight.data.mul_(6)
     if dtype == "int8":
         quantize(prior)
@@ -61,8 +79,7 @@ def prior_of(kind: str, dtype: str = "float32", width=32, heads=2, length=LENGTH
 NO_INT8 = not torch.backends.mkldnn.is_available() or torch.backends.cpu.get_cpu_capability() == "DEFAULT"
 kinds = pytest.mark.parametrize("kind", ["gpt", "bart", "llama"])
 dtypes = pytest.mark.parametrize(
-    "dtype",
-    ["float32", "packed", "bfloat16", pytest.param("int8", marks=pytest.mark.skipif(NO_INT8, reason="no kernels"))],
+    "dtype", ["float32", "packed", "bfloat16", pytest.param("int8", marks=pytest.mark.skipif(NO_INT8, reason="no kernels"))]
 )
 
 
@@ -190,8 +207,9 @@ def test_kept_tokens_at_either_end_cost_no_pass(kind):
 
 MIXES = [  # (candidates, guided, position) of each request of a pass
     [(copies + number, (number + copies) % 2 == 0, (3 * number + copies) % (LENGTH - 1)) for number in range(requests)]
-    for requests in (1, 2, 3, 4) for copies in (1, 2, 5, 16)
-]  # fmt: skip
+    for requests in (1, 2, 3, 4)
+    for copies in (1, 2, 5, 16)
+]
 
 
 def mixed_pass(prior, mix) -> list[torch.Tensor]:
@@ -253,9 +271,10 @@ def test_chunks_change_nothing(kind, dtype, sizes, seed, sampling, keep):
 @given(
     requests=st.lists(
         st.tuples(st.integers(1, 20), st.booleans(), st.integers(0, 7), st.integers(0, 6), st.integers(1, 8)),
-        min_size=2, max_size=4,
+        min_size=2,
+        max_size=4,
     )
-)  # fmt: skip
+)
 @torch.no_grad()
 def test_a_row_s_logits_are_the_same_in_any_company(kind, dtype, requests):
     """Each request: candidates, guided or not, kept tokens at its start, the pass at which it joins, its passes until
@@ -318,9 +337,10 @@ def test_every_row_of_a_pass_computes_the_same(kind, dtype):
 @given(
     requests=st.lists(
         st.tuples(st.integers(1, 40), st.sampled_from([1.0, 3.0]), st.integers(0, 9), st.integers(0, 10), keeps),
-        min_size=2, max_size=4,
+        min_size=2,
+        max_size=4,
     )
-)  # fmt: skip
+)
 def test_requests_that_join_and_leave_change_nothing_for_the_others(kind, requests):
     """Each request: candidates, guidance scale, the token after which it is cancelled (0: never), the milliseconds
     after which it begins, what it keeps."""
@@ -621,4 +641,6 @@ def test_out_of_memory_together_restarts_nobody_who_fits_alone():
 
     in_threads(*(functools.partial(work, rows) for rows in (3, 4, 7)))
     assert sorted(prefills) == [3, 4, 7]
-    assert all(torch.equal(tokens, draw(prior, uniforms_of(rows, range(rows)), SamplingSettings())) for rows, tokens in drawn.items())
+    assert all(
+        torch.equal(tokens, draw(prior, uniforms_of(rows, range(rows)), SamplingSettings())) for rows, tokens in drawn.items()
+    )

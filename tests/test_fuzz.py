@@ -19,14 +19,43 @@ from demo import create_demo, launch_options, open_studio, public
 
 SECONDS = 10  # that each kind of examples takes, more or less
 
-numbers = st.integers() | st.floats(allow_nan=True, allow_infinity=True) | st.sampled_from([-1, 0, 0.5, 2**31, 2**63, 2**64, 1e308])
-texts = st.text(max_size=40) | st.sampled_from([
-    "", "0", "-1", "nan", "1e999", "9" * 30, "../../etc/passwd", "/etc/passwd", "\0", "\ud7ff", "a" * 30_000, "a\n" * 3_000, "a,b,,c", "<b>",
-    "prompt,count\na,2", "NaN", "inf", "１２", "–", "None", "[]", "seed", "prompt", "top_p", "temperature",
-])  # fmt: skip
+numbers = (
+    st.integers() | st.floats(allow_nan=True, allow_infinity=True) | st.sampled_from([-1, 0, 0.5, 2**31, 2**63, 2**64, 1e308])
+)
+texts = st.text(max_size=40) | st.sampled_from(
+    [
+        "",
+        "0",
+        "-1",
+        "nan",
+        "1e999",
+        "9" * 30,
+        "../../etc/passwd",
+        "/etc/passwd",
+        "\0",
+        "\ud7ff",
+        "a" * 30_000,
+        "a\n" * 3_000,
+        "a,b,,c",
+        "<b>",
+        "prompt,count\na,2",
+        "NaN",
+        "inf",
+        "１２",
+        "–",
+        "None",
+        "[]",
+        "seed",
+        "prompt",
+        "top_p",
+        "temperature",
+    ]
+)
 scalars = st.none() | st.booleans() | numbers | texts
 keys = st.sampled_from(["path", "url", "meta", "__type__", "value", "x"])
-anything = st.recursive(scalars, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(keys, inner, max_size=3), max_leaves=6)
+anything = st.recursive(
+    scalars, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(keys, inner, max_size=3), max_leaves=6
+)
 
 
 @pytest.fixture(scope="module")
@@ -54,9 +83,16 @@ def picture(page) -> dict:
 
 
 USUAL = {
-    "prompt": "a red fox", "prompts": ["a red fox"], "num_candidates": 1, "count": 1, "rows": 2, "tokens": [[1, 2, 3, 4]] * 4,
-    "labels": ["a fox", "two apples"], "x": "seed", "x_values": [1, 2],
-}  # fmt: skip
+    "prompt": "a red fox",
+    "prompts": ["a red fox"],
+    "num_candidates": 1,
+    "count": 1,
+    "rows": 2,
+    "tokens": [[1, 2, 3, 4]] * 4,
+    "labels": ["a fox", "two apples"],
+    "x": "seed",
+    "x_values": [1, 2],
+}
 
 
 def usual(endpoint: dict, picture: dict) -> list:
@@ -129,9 +165,11 @@ def test_every_argument_takes_what_it_should_not(page, picture):
     """Each argument of each endpoint on its own, with values of other types; those that draw in spite of it take the time."""
     info = page.get("info").json()["named_endpoints"]
     tries = [
-        (name, place, parameter["parameter_name"], value) for name, endpoint in info.items()
-        for place, parameter in enumerate(endpoint["parameters"]) for value in (None, "x", 10**400, {}, [])
-    ]  # fmt: skip
+        (name, place, parameter["parameter_name"], value)
+        for name, endpoint in info.items()
+        for place, parameter in enumerate(endpoint["parameters"])
+        for value in (None, "x", 10**400, {}, [])
+    ]
     random.Random(0).shuffle(tries)
     found, asked, end = {}, 0, time.monotonic() + SECONDS
     for name, place, argument, value in tries:
@@ -145,13 +183,30 @@ def test_every_argument_takes_what_it_should_not(page, picture):
     assert asked >= len(info), f"{asked} of {len(tries)}"
 
 
-@pytest.mark.parametrize("body", [
-    '{"data": null}', '{"data": {}}', "[]", "null", "x", "", '{"fn_index": "x", "data": []}', '{"fn_index": 0, "data": []}',
-    '{"fn_index": 1e400, "data": []}', '{"fn_index": 3, "data": [], "event_data": 5}', '{"fn_index": 3, "data": [], "event_data": {"index": {}}}',
-    '{"fn_index": 3, "data": [], "trigger_id": 1000000000}', '{"fn_index": 3, "data": [], "trigger_id": "x"}', '{"data": [], "batched": true}',
-    '{"fn_index": 3, "data": [], "batched": true}', '{"fn_index": 3, "data": [], "simple_format": true, "event_id": "x"}', "[" * 100_000,
-    '{"fn_index": 3, "data": ' + "[" * 900 + "]" * 900 + "}", '{"fn_index": 3, "data": [], "oauth_token": {}}',
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "body",
+    [
+        '{"data": null}',
+        '{"data": {}}',
+        "[]",
+        "null",
+        "x",
+        "",
+        '{"fn_index": "x", "data": []}',
+        '{"fn_index": 0, "data": []}',
+        '{"fn_index": 1e400, "data": []}',
+        '{"fn_index": 3, "data": [], "event_data": 5}',
+        '{"fn_index": 3, "data": [], "event_data": {"index": {}}}',
+        '{"fn_index": 3, "data": [], "trigger_id": 1000000000}',
+        '{"fn_index": 3, "data": [], "trigger_id": "x"}',
+        '{"data": [], "batched": true}',
+        '{"fn_index": 3, "data": [], "batched": true}',
+        '{"fn_index": 3, "data": [], "simple_format": true, "event_id": "x"}',
+        "[" * 100_000,
+        '{"fn_index": 3, "data": ' + "[" * 900 + "]" * 900 + "}",
+        '{"fn_index": 3, "data": [], "oauth_token": {}}',
+    ],
+)
 def test_a_request_that_is_none_gets_a_sentence(page, body):
     """What the page itself sends, damaged: to the queue, and past it."""
     for session in ("", f'"session_hash": "{secrets.token_hex(8)}", '):

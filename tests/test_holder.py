@@ -16,10 +16,20 @@ def fake(name: str) -> SimpleNamespace:
     """What the holder reads of a pipeline."""
     cpu = torch.device("cpu")
     return SimpleNamespace(
-        name=name, revision="", limits=Limits(64, 4, 64), defaults={}, examples=[], image_size=64, grid_size=4, device=cpu,
-        config=SimpleNamespace(licence="MIT", labels=[]), answers=False, components={},
-        prior=SimpleNamespace(device=cpu, dtype=torch.float32, config={}, modules=list), image_tokenizer=SimpleNamespace(modules=list),
-    )  # fmt: skip
+        name=name,
+        revision="",
+        limits=Limits(64, 4, 64),
+        defaults={},
+        examples=[],
+        image_size=64,
+        grid_size=4,
+        device=cpu,
+        config=SimpleNamespace(licence="MIT", labels=[]),
+        answers=False,
+        components={},
+        prior=SimpleNamespace(device=cpu, dtype=torch.float32, config={}, modules=list),
+        image_tokenizer=SimpleNamespace(modules=list),
+    )
 
 
 class Shelf:
@@ -65,7 +75,10 @@ def test_when_no_model_can_be_loaded_the_page_says_so_and_any_choice_tries_again
     holder = shelf.holder
     assert "dalle-mega takes" in str(collect(holder.use("dalle-mega"))[1])
     assert holder.state == "failed" and holder.source == "emoji" and holder.loaded.name == "emoji"
-    with pytest.raises(ModelError, match="No model is loaded: emoji could not be loaded again .* Choose a model to try again"), holder.hold():
+    with (
+        pytest.raises(ModelError, match="No model is loaded: emoji could not be loaded again .* Choose a model to try again"),
+        holder.hold(),
+    ):
         pass
     assert "emoji takes" in str(collect(holder.use("emoji"))[1])  # the same one again: it is tried, not taken for loaded
     shelf.broken.clear()

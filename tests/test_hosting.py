@@ -63,10 +63,13 @@ def test_a_space_s_front_matter_is_complete():
     assert len(front["short_description"]) <= 60
 
 
-@pytest.mark.parametrize("error, said", [
-    (huggingface_hub.errors.LocalTokenNotFoundError("x"), "hf auth login"),
-    (huggingface_hub.errors.HFValidationError("Repo id must use alphanumeric chars\nmore"), "alphanumeric"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "error, said",
+    [
+        (huggingface_hub.errors.LocalTokenNotFoundError("x"), "hf auth login"),
+        (huggingface_hub.errors.HFValidationError("Repo id must use alphanumeric chars\nmore"), "alphanumeric"),
+    ],
+)
 def test_what_goes_wrong_is_one_line(monkeypatch, capsys, error, said):
     def fail(*_):
         raise error
@@ -200,9 +203,15 @@ def test_what_the_page_does_not_use_is_not_there(visit, is_public):
     """These write to the disk, start a program or fetch files for strangers."""
     visitor = visit("192.0.2.1", is_public)
     join(visitor)
-    for method, path in [("GET", "deep_link?session_hash=a"), ("POST", "process_recording"), ("POST", "component_server"),
-                         ("GET", "file=http://192.0.2.7/x.png"), ("GET", "file=https://192.0.2.7/x.png"), ("POST", "vibe-edit"),
-                         ("GET", "proxy=https://a.hf.space/x")]:  # fmt: skip
+    for method, path in [
+        ("GET", "deep_link?session_hash=a"),
+        ("POST", "process_recording"),
+        ("POST", "component_server"),
+        ("GET", "file=http://192.0.2.7/x.png"),
+        ("GET", "file=https://192.0.2.7/x.png"),
+        ("POST", "vibe-edit"),
+        ("GET", "proxy=https://a.hf.space/x"),
+    ]:
         answer = visitor.request(method, f"/gradio_api/{path}")
         assert answer.status_code == 404 and answer.json() == {"detail": public.NOT_HERE}
 
@@ -241,10 +250,21 @@ def test_a_household_with_ipv6_is_one_visitor(visit):
     assert codes(visit, ["::ffff:203.0.113.5", "203.0.113.5:4711", "203.0.113.5"], proxies=1) == [200, 200, 429]
 
 
-@pytest.mark.parametrize("host, visitor", [
-    ("2001:db8::7", "2001:db8::/64"), ("[2001:db8::7]:80", "2001:db8::/64"), ("fe80::1%eth0", "fe80::/64"), (" 192.0.2.1 ", "192.0.2.1"),
-    ("192.0.2.1:80", "192.0.2.1"), ("::ffff:192.0.2.1", "192.0.2.1"), ("", None), ("localhost", None), ("1.2.3", None), ("[", None),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "host, visitor",
+    [
+        ("2001:db8::7", "2001:db8::/64"),
+        ("[2001:db8::7]:80", "2001:db8::/64"),
+        ("fe80::1%eth0", "fe80::/64"),
+        (" 192.0.2.1 ", "192.0.2.1"),
+        ("192.0.2.1:80", "192.0.2.1"),
+        ("::ffff:192.0.2.1", "192.0.2.1"),
+        ("", None),
+        ("localhost", None),
+        ("1.2.3", None),
+        ("[", None),
+    ],
+)
 def test_how_an_address_counts(host, visitor):
     assert public.counted(host) == visitor
 
@@ -471,9 +491,11 @@ def client(tiny_pipeline, tmp_path_factory):
 def mcp(client, method, headers={}, **parameters):
     """What a program that speaks MCP gets, over HTTP."""
     answer = httpx.post(
-        f"{client.src_prefixed}mcp/", headers={"Accept": "application/json, text/event-stream"} | headers, timeout=60,
+        f"{client.src_prefixed}mcp/",
+        headers={"Accept": "application/json, text/event-stream"} | headers,
+        timeout=60,
         json={"jsonrpc": "2.0", "id": 1, "method": method, "params": parameters},
-    )  # fmt: skip
+    )
     answer.raise_for_status()
     [message] = [json.loads(line[5:]) for line in answer.text.splitlines() if line.startswith("data: {")]
     return message["result"]
@@ -483,9 +505,10 @@ def joined(client, session, button, **values):
     """The last message of the event that a visitor's session starts with a button; values by the elem_id of the inputs."""
     components = {component["id"]: component["props"] for component in client.config["components"]}
     [event] = [
-        event for event in client.config["dependencies"]
+        event
+        for event in client.config["dependencies"]
         if event["backend_fn"] and any(components.get(target, {}).get("elem_id") == button for target, _ in event["targets"])
-    ]  # fmt: skip
+    ]
     data = [values.get(props.get("elem_id"), props.get("value")) for props in map(components.get, event["inputs"])]
     body = {"data": data, "fn_index": event["id"], "session_hash": session}
     httpx.post(f"{client.src_prefixed}queue/join", json=body).raise_for_status()

@@ -80,6 +80,19 @@ OLDER = {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2"}
 
 @pytest.mark.skipif(all(os.environ.get(name) == value for name, value in OLDER.items()), reason="this is that CPU")
 def test_all_of_this_holds_on_a_cpu_without_vnni():
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/test_int8.py", "tests/test_engine.py", "-k", "int8"]
-    run = subprocess.run(command, env=os.environ | OLDER, cwd=Path(__file__).parent.parent, capture_output=True, encoding="utf-8")
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "tests/test_int8.py",
+        "tests/test_engine.py",
+        "-k",
+        "int8",
+    ]
+    run = subprocess.run(
+        command, env=os.environ | OLDER, cwd=Path(__file__).parent.parent, capture_output=True, encoding="utf-8"
+    )
     assert run.returncode == 0, run.stdout[-3000:]

@@ -25,7 +25,7 @@ from tests import hub as local
 from tests.published import JanusFiles, load_published
 
 TEMPLATE = "<｜begin▁of▁sentence｜><|User|>: {prompt}\n\n<|Assistant|>:<begin_of_image>"
-PROMPTS = ["a", "a red fox in the snow", "a red fox, and a cat, 狐狸; \"the snow\" (twice) <of image>"]
+PROMPTS = ["a", "a red fox in the snow", 'a red fox, and a cat, 狐狸; "the snow" (twice) <of image>']
 
 
 @pytest.fixture(scope="module")
@@ -113,8 +113,13 @@ def test_greedy_tokens(peer, pipe, prompt, scale):
         assert drawn(pipe, prompt, scale, lead) == greedy(peer, ids, null, scale, lead)
     if scale == 5:
         found = peer.model.generate(
-            ids, attention_mask=torch.ones_like(ids), generation_mode="image", guidance_scale=scale, do_sample=False, use_cache=True,
-        )  # fmt: skip
+            ids,
+            attention_mask=torch.ones_like(ids),
+            generation_mode="image",
+            guidance_scale=scale,
+            do_sample=False,
+            use_cache=True,
+        )
         assert found[0].tolist() == drawn(pipe, prompt, scale, []) and len(set(found[0].tolist())) > 3
 
 
@@ -154,8 +159,12 @@ def test_answers(peer, pipe):
     text = template.replace("{prompt}", question).replace("<image_placeholder>", "<image_placeholder>" * 16)
     ids = torch.tensor([peer.tokenizer.encode(text, add_special_tokens=False).ids])
     pixels = pipe.describer.look(image)
-    torch.testing.assert_close(pipe.describer(pixels), peer.model.model.get_image_features(pixels).pooler_output, atol=1e-4, rtol=0)
-    found = peer.model.generate(ids, attention_mask=torch.ones_like(ids), pixel_values=pixels, max_new_tokens=24, do_sample=False)
+    torch.testing.assert_close(
+        pipe.describer(pixels), peer.model.model.get_image_features(pixels).pooler_output, atol=1e-4, rtol=0
+    )
+    found = peer.model.generate(
+        ids, attention_mask=torch.ones_like(ids), pixel_values=pixels, max_new_tokens=24, do_sample=False
+    )
     expected = pipe.text_tokenizer.decode(found[0, ids.shape[1] :], skip_special_tokens=True).rstrip("\ufffd").strip()
     assert len(expected) > 3 and pipe.describe(image, question, most=24) == expected
     parts = list(pipe.describing(image, question, most=24))
@@ -207,8 +216,13 @@ def test_every_layout_gives_the_same_model(peer, pipe, layout, tmp_path, tmp_pat
 def test_bfloat16_files_and_the_config_of_the_7b(tmp_path, tmp_path_factory):
     """Nothing in language_config but what transformers' defaults do not say: 32 heads, among others."""
     peer = JanusFiles(heads=32, kv_heads=32)
-    language = {"max_position_embeddings": 16384, "model_type": "llama", "num_hidden_layers": 2, "torch_dtype": "bfloat16",
-                "vocab_size": 320}  # fmt: skip
+    language = {
+        "max_position_embeddings": 16384,
+        "model_type": "llama",
+        "num_hidden_layers": 2,
+        "torch_dtype": "bfloat16",
+        "vocab_size": 320,
+    }
     folder = peer.save_original(tmp_path / "tiny", torch.bfloat16, "shards", language)
     pipe = load_published(folder, tmp_path_factory)
     assert pipe.prior.config.num_heads == pipe.prior.config.num_kv_heads == 32 and pipe.prior.dtype == torch.float32
@@ -371,7 +385,11 @@ def test_wrong_tensors_are_named_with_the_file_s_own_keys(folder):
     nan[3, 4] = torch.nan
     for key, value, message in (
         ("language_model.model.norm.weight", None, "the key language_model.norm.weight is missing"),
-        ("gen_head.vision_head.bias", torch.zeros(9), r"safetensors: gen_head.vision_head.bias has the shape \[9\]; \[64\] was expected"),
+        (
+            "gen_head.vision_head.bias",
+            torch.zeros(9),
+            r"safetensors: gen_head.vision_head.bias has the shape \[9\]; \[64\] was expected",
+        ),
         ("language_model.model.layers.1.mlp.up_proj.weight", nan, "layers.1.mlp.up_proj.weight holds NaN"),
         ("intruder.weight", torch.zeros(2), "the key intruder.weight is unexpected"),
         ("gen_aligner.layers.4.weight", torch.zeros(2), "the key gen_aligner.layers.4.weight is unexpected"),
@@ -417,9 +435,10 @@ def test_damaged_files_are_named(peer, folder, tmp_path):
     weights.write_bytes(good)
     tokenizer = folder / "tokenizer.json"
     for content, message in (
-        ("{}", "tokenizer.json is not a text tokenizer"), ("[", "tokenizer.json cannot be read as JSON"),
+        ("{}", "tokenizer.json is not a text tokenizer"),
+        ("[", "tokenizer.json cannot be read as JSON"),
         (tokenizer.read_text(encoding="utf-8").replace("<begin_of_image>", "<begin>"), "the token <begin_of_image> is missing"),
-    ):  # fmt: skip
+    ):
         text = tokenizer.read_text(encoding="utf-8")
         tokenizer.write_text(content, encoding="utf-8")
         fails(folder, message)

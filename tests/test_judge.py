@@ -108,9 +108,10 @@ def test_what_is_saved_is_small_and_strictly_loaded(corpus, trained, tmp_path):
     weights, about = load_file(out / "judge.safetensors"), (out / "judge.json").read_text(encoding="utf-8")
     (tmp_path / "judge.json").write_text(about, encoding="utf-8")
     for broken, said in (
-        ({k: v for k, v in weights.items() if k != "head.bias"}, "head.bias"), (weights | {"more": torch.zeros(1)}, "more"),
+        ({k: v for k, v in weights.items() if k != "head.bias"}, "head.bias"),
+        (weights | {"more": torch.zeros(1)}, "more"),
         (weights | {"head.bias": torch.zeros(3)}, "head.bias"),
-    ):  # fmt: skip
+    ):
         save_file(broken, tmp_path / "judge.safetensors")
         with pytest.raises(ModelError, match=said):
             judging.load_judge(tmp_path)
@@ -162,16 +163,36 @@ def test_evaluation_counts_what_the_judge_finds(tiny_pipeline, corpus):
 
 def test_the_command_writes_figures_and_sheets(saved, corpus, trained, tmp_path, monkeypatch):
     out = tmp_path / "evaluation.json"
-    monkeypatch.setattr("sys.argv", [
-        "evaluate_emoji", "--model", str(saved), "--data", str(corpus.folder), "--judge", str(trained[1]), "--out", str(out),
-        "--sheets", str(tmp_path / "sheets"), "--prompts", "2",
-    ])  # fmt: skip
+    monkeypatch.setattr(
+        "sys.argv",
+        [
+            "evaluate_emoji",
+            "--model",
+            str(saved),
+            "--data",
+            str(corpus.folder),
+            "--judge",
+            str(trained[1]),
+            "--out",
+            str(out),
+            "--sheets",
+            str(tmp_path / "sheets"),
+            "--prompts",
+            "2",
+        ],
+    )
     evaluate_emoji.main()
     result = json.loads(out.read_text(encoding="utf-8"))
     for kind in ("trained", "style", "pairing"):
         if kind == "style" and not corpus.kept_out:
             continue
-        assert result[kind]["prompts"] in (1, 2) and set(result[kind]["named_right"]) == {"best", "first", "all", "real", "reconstructed"}
+        assert result[kind]["prompts"] in (1, 2) and set(result[kind]["named_right"]) == {
+            "best",
+            "first",
+            "all",
+            "real",
+            "reconstructed",
+        }
         assert (tmp_path / "sheets" / f"{kind}.png").exists()
     assert out.with_suffix(".png").exists()
 
@@ -184,10 +205,20 @@ def test_the_plain_prompts_are_sixty_of_which_ten_are_chinese():
 
 def test_a_contact_sheet_shows_pictures_and_captions(saved, tmp_path, monkeypatch):
     (tmp_path / "prompts.txt").write_text("a red fox\n\n狐狸和香蕉\n" + "two apples and " * 9 + "\n", encoding="utf-8")
-    monkeypatch.setattr("sys.argv", [
-        "contact_sheet", "--model", str(saved), "--prompts", str(tmp_path / "prompts.txt"), "--candidates", "2",
-        "--out", str(tmp_path / "new" / "sheet.png"),
-    ])  # fmt: skip
+    monkeypatch.setattr(
+        "sys.argv",
+        [
+            "contact_sheet",
+            "--model",
+            str(saved),
+            "--prompts",
+            str(tmp_path / "prompts.txt"),
+            "--candidates",
+            "2",
+            "--out",
+            str(tmp_path / "new" / "sheet.png"),
+        ],
+    )
     contact_sheet.main()
     sheet = np.array(Image.open(tmp_path / "new" / "sheet.png"))
     side = contact_sheet.SIDE

@@ -25,30 +25,82 @@ ROOT = Path(__file__).parent.parent
 CHINESE = language.CHINESE
 # Gradio's own texts, which stand in no source of the project.
 GRADIO = {
-    "Drop Image Here", "Drop an image file here to upload", "Drop File Here", "- or -", "Click to Upload",
-    "Paste from Clipboard", "Error", "Warning", "Close", "Use via API or MCP", "Gradio footer navigation", "More tabs",
-    "Reset to default value", "Fullscreen", "Exit fullscreen mode", "Undo", "undo", "Remove Image", "Upload file",
-    "Click to upload or drop files", "Capture from camera", "Paste from clipboard", "Click to Access Webcam",
-    "Empty value", "common.complete", "Uploading...", "Loading", "Clear", "Download", "Empty", "processing |",
+    "Drop Image Here",
+    "Drop an image file here to upload",
+    "Drop File Here",
+    "- or -",
+    "Click to Upload",
+    "Paste from Clipboard",
+    "Error",
+    "Warning",
+    "Close",
+    "Use via API or MCP",
+    "Gradio footer navigation",
+    "More tabs",
+    "Reset to default value",
+    "Fullscreen",
+    "Exit fullscreen mode",
+    "Undo",
+    "undo",
+    "Remove Image",
+    "Upload file",
+    "Click to upload or drop files",
+    "Capture from camera",
+    "Paste from clipboard",
+    "Click to Access Webcam",
+    "Empty value",
+    "common.complete",
+    "Uploading...",
+    "Loading",
+    "Clear",
+    "Download",
+    "Empty",
+    "processing |",
     "Connection to the server was lost. Attempting reconnection...",
-}  # fmt: skip
+}
 SAME = {"Top-k", "Top-p", "CLIP", "X", "Y", "tiny", "20.0 dB"}  # the field's own terms, the model's name, a unit
 # Sentences as they stand in the sources, 7 for each value. Those put together from parts; the dictionary has the outcomes.
 COMPOSED = {
-    "7 is 7; it must be a 7number 7.", "7 failed. The server's log says why; try again.",
-    "A visitor may ask for 7: ask for less.", "A visitor may ask for 7, and yours are used up. Try again in 7 7.",
-    "7 has the shape 7; this model's grid is 7.", "7: the prompt has 7 characters; 7 are the most.", "7 has no prompt.",
-    "7 has 7 cells, the header 7: put a prompt that holds a “7” in quotation marks.", "Prompt 7: 7", "7: 7 is not a 7number.",
+    "7 is 7; it must be a 7number 7.",
+    "7 failed. The server's log says why; try again.",
+    "A visitor may ask for 7: ask for less.",
+    "A visitor may ask for 7, and yours are used up. Try again in 7 7.",
+    "7 has the shape 7; this model's grid is 7.",
+    "7: the prompt has 7 characters; 7 are the most.",
+    "7 has no prompt.",
+    "7 has 7 cells, the header 7: put a prompt that holds a “7” in quotation marks.",
+    "Prompt 7: 7",
+    "7: 7 is not a 7number.",
     "7 takes 7 in 7, and 7 are free on 7.7 Close other programs, or choose a smaller model.",
-}  # fmt: skip
+}
 # And those that only programs and commands meet.
 NOT_ON_THE_PAGE = (
-    "int8", "must be text", "image_tokens", "keep must be boolean", "give at least one", "name a new folder",
-    "name another folder", "Name another folder", "the best are chosen among", "the same command goes on", "device 7",
-    "device 'mps'", "There is no model", "There is no LoRA", "The replicas could not", "buffer", "Give a picture or its tokens", "Give rows or keep",
-    "A picture must be a file that was uploaded", "texts; 7 are the most", "This address", "The file at this address", "This data: URL is damaged",
-    "must be a grid of numbers", "must be a list; a grid has up to",
-)  # fmt: skip
+    "int8",
+    "must be text",
+    "image_tokens",
+    "keep must be boolean",
+    "give at least one",
+    "name a new folder",
+    "name another folder",
+    "Name another folder",
+    "the best are chosen among",
+    "the same command goes on",
+    "device 7",
+    "device 'mps'",
+    "There is no model",
+    "There is no LoRA",
+    "The replicas could not",
+    "buffer",
+    "Give a picture or its tokens",
+    "Give rows or keep",
+    "A picture must be a file that was uploaded",
+    "texts; 7 are the most",
+    "This address",
+    "The file at this address",
+    "This data: URL is damaged",
+    "must be a grid of numbers",
+    "must be a list; a grid has up to",
+)
 PATTERNS = [re.compile("(.+?)".join(map(re.escape, key.split("{}"))), re.DOTALL) for key in CHINESE if "{}" in key]
 
 
@@ -83,7 +135,9 @@ class Texts(HTMLParser):
 
 def texts_of_the_page() -> set[str]:
     found = set()
-    for component in create_demo(open_studio(make_pipeline(), "tiny", lambda source, tell: None), runs=Path("runs")).config["components"]:
+    for component in create_demo(open_studio(make_pipeline(), "tiny", lambda source, tell: None), runs=Path("runs")).config[
+        "components"
+    ]:
         props = component["props"]
         if component["type"] == "api":  # an argument of an endpoint
             continue
@@ -111,23 +165,48 @@ def test_what_handlers_show_is_translated(tiny_pipeline, monkeypatch):
     holder = open_studio(tiny_pipeline, "emoji", lambda source, tell: None).holder
     labels = [label for label, _ in models.labelled(holder)]
     assert any("too large" in label for label in labels)
-    loaded = [replace(holder.loaded, source=source, model=source, name=f"{source} + foxes") for source in ("tiny", "emoji", "dalle-mini")]
+    loaded = [
+        replace(holder.loaded, source=source, model=source, name=f"{source} + foxes")
+        for source in ("tiny", "emoji", "dalle-mini")
+    ]
     drawn, none = dataset.Progress(2, 1, 4), Axis("", [None])
     grid, half = Grid(none, none, {}), Grid(none, none, {(0, 0): picture(0.5), (0, 1): picture(0.5)})
-    cut = Update(cut=(("prompt", "a fox", "and more"), ("negative prompt", "a fox", "and more"), ("prompt, for CLIP", "a fox", "and more")))
+    cut = Update(
+        cut=(
+            ("prompt", "a fox", "and more"),
+            ("negative prompt", "a fox", "and more"),
+            ("prompt, for CLIP", "a fox", "and more"),
+        )
+    )
     unknown = progress.unknown(Update(unknown=(("kitten", ["cat", "cat face"]), ("xyz", []))))
     shown = [
-        unknown, progress.of(Update("", 5, 16, 2.0)), progress.of(Update(pictures=[picture(0.5)], seed=7, elapsed=1.5)),
-        progress.of(Update(pictures=[picture(None)], seed=7)), progress.STARTING, progress.STOPPED, progress.cut(cut),
-        grid_of_create.EMPTY, chosen.facts(picture(0.5), [picture(0.5), picture(0.25)]), pictures.label(picture(0.5, True)),
-        pictures.label(picture(None, True)), *(models.facts(one) for one in loaded), *labels,
-        *(known.note for known in models.CATALOGUE.values()), tokens.figures([[1, 2], [2, 3]], 64, 20.0),
-        *(compare.line(GridUpdate(*update)) for update in ((grid, 4, 1.0, 7), (half, 4, 1.0, 7), (half, 2, 1.0, 7), (half, 2, 1.0, None))),
+        unknown,
+        progress.of(Update("", 5, 16, 2.0)),
+        progress.of(Update(pictures=[picture(0.5)], seed=7, elapsed=1.5)),
+        progress.of(Update(pictures=[picture(None)], seed=7)),
+        progress.STARTING,
+        progress.STOPPED,
+        progress.cut(cut),
+        grid_of_create.EMPTY,
+        chosen.facts(picture(0.5), [picture(0.5), picture(0.25)]),
+        pictures.label(picture(0.5, True)),
+        pictures.label(picture(None, True)),
+        *(models.facts(one) for one in loaded),
+        *labels,
+        *(known.note for known in models.CATALOGUE.values()),
+        tokens.figures([[1, 2], [2, 3]], 64, 20.0),
+        *(
+            compare.line(GridUpdate(*update))
+            for update in ((grid, 4, 1.0, 7), (half, 4, 1.0, 7), (half, 2, 1.0, 7), (half, 2, 1.0, None))
+        ),
         recognise.ranking([Label("a fox", 0.5, 0.9, -1.0), Label("two apples", 0.4, 0.1, -0.5)]),
         recognise.ranking([Label("a fox", 0.5, 0.9, -0.5), Label("two apples", 0.4, 0.1, -1.0)]),
         *(train.status(Run(ROOT, 5, steps, left, True)) for steps, left in ((None, None), (9, 3.0), (9, 3000.0), (9, 30000.0))),
-        train.status(Run(ROOT, 5, 9)), dataset.status(drawn, 3.0), dataset.status(drawn, 3000.0), dataset.cut_notice(1, 2),
-    ]  # fmt: skip
+        train.status(Run(ROOT, 5, 9)),
+        dataset.status(drawn, 3.0),
+        dataset.status(drawn, 3000.0),
+        dataset.cut_notice(1, 2),
+    ]
     assert [text for html in shown for text in Texts(html).found if not is_known(text)] == []
 
 
@@ -153,11 +232,28 @@ def constants(path: Path):
             yield node.value.value
 
 
-CORE = ("pipeline", "vocabulary", "request", "recipe", "augment", "compare", "catalogue", "memory", "downloads", "text_tokenizer", "image_tokenizer")
+CORE = (
+    "pipeline",
+    "vocabulary",
+    "request",
+    "recipe",
+    "augment",
+    "compare",
+    "catalogue",
+    "memory",
+    "downloads",
+    "text_tokenizer",
+    "image_tokenizer",
+)
 
 
 @pytest.mark.parametrize(
-    "path", [*sorted((ROOT / "demo").rglob("*.py")), *sorted((ROOT / "dalle_core" / "studio").glob("*.py")), *(ROOT / "dalle_core" / f"{name}.py" for name in CORE)],
+    "path",
+    [
+        *sorted((ROOT / "demo").rglob("*.py")),
+        *sorted((ROOT / "dalle_core" / "studio").glob("*.py")),
+        *(ROOT / "dalle_core" / f"{name}.py" for name in CORE),
+    ],
     ids=lambda path: f"{path.parent.name}.{path.stem}",
 )
 def test_every_sentence_for_visitors_is_translated(path):

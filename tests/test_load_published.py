@@ -44,7 +44,13 @@ def clip_folder(tmp_path_factory):
     (folder / "vocab.json").write_text(json.dumps(vocab), encoding="utf-8")
     (folder / "merges.txt").write_text("#version: 0.2\n", encoding="utf-8")
     small = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "projection_dim": 16}
-    text = small | {"vocab_size": 302, "max_position_embeddings": 77, "eos_token_id": 301, "pad_token_id": 301, "bos_token_id": 300}
+    text = small | {
+        "vocab_size": 302,
+        "max_position_embeddings": 77,
+        "eos_token_id": 301,
+        "pad_token_id": 301,
+        "bos_token_id": 300,
+    }
     torch.manual_seed(0)
     CLIPModel(
         CLIPConfig(text_config=text, vision_config=small | {"image_size": 32, "patch_size": 8}, projection_dim=16)
@@ -168,14 +174,19 @@ def test_a_clip_without_safetensors_is_here_once_it_was_downloaded(peer, clip_fo
 
 def test_a_hub_id_in_our_layout(saved, hub, tiny_pipeline):
     hub.add("someone/tiny", saved)
-    ours, theirs = tiny_pipeline("a fox", num_candidates=1, seed=3), dalle_core.load("someone/tiny")("a fox", num_candidates=1, seed=3)
+    ours, theirs = (
+        tiny_pipeline("a fox", num_candidates=1, seed=3),
+        dalle_core.load("someone/tiny")("a fox", num_candidates=1, seed=3),
+    )
     assert torch.equal(ours.candidates[0].tokens, theirs.candidates[0].tokens)
     assert ours.candidates[0].score == theirs.candidates[0].score
 
 
 def test_what_does_not_fit_is_said_with_numbers(monkeypatch):
     monkeypatch.setattr(memory, "free_bytes", lambda device: 6_000_000_000)
-    with pytest.raises(ModelError, match=r"DALL·E mega takes 10.5 GB in float32, and 6.0 GB are free.*bfloat16 would take 5.3 GB"):
+    with pytest.raises(
+        ModelError, match=r"DALL·E mega takes 10.5 GB in float32, and 6.0 GB are free.*bfloat16 would take 5.3 GB"
+    ):
         dalle_core.load("dalle-mega")
 
 
@@ -208,7 +219,9 @@ def test_the_convert_command(peer, clip_folder, tmp_path, home):
     def convert(*arguments):
         return subprocess.run(
             [sys.executable, "-m", "dalle_core", "convert", *map(str, arguments)],
-            cwd=ROOT, capture_output=True, encoding="utf-8",
+            cwd=ROOT,
+            capture_output=True,
+            encoding="utf-8",
         )
 
     out = tmp_path / "out"

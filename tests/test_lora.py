@@ -97,9 +97,18 @@ def test_packed_and_8_bit_weights_have_the_change(model, with_lora, plain):
 def small_bart():
     torch.manual_seed(0)
     prior = BartPrior(
-        50, 8, 64, 16, encoder_layers=2, decoder_layers=2, num_heads=2, hidden_size=32, ffn_size=48, embedded_image_tokens=65,
+        50,
+        8,
+        64,
+        16,
+        encoder_layers=2,
+        decoder_layers=2,
+        num_heads=2,
+        hidden_size=32,
+        ffn_size=48,
+        embedded_image_tokens=65,
         start_token_id=64,
-    )  # fmt: skip
+    )
     return prior.eval()
 
 
@@ -119,19 +128,26 @@ def test_an_encoder_decoder_prior_takes_a_lora_too(tmp_path, slope):
 
 
 CONFIGS = [
-    ({"peft_type": "LOHA"}, "peft_type is 'LOHA'"), ({"use_dora": True}, "use_dora is 'True'; only plain LoRA"),
-    ({"bias": "all"}, "bias is 'all'"), ({"rank_pattern": {"qkv": 8}}, "rank_pattern"),
-    ({"modules_to_save": ["head"]}, "modules_to_save"), ({"init_lora_weights": "pissa"}, "pissa"),
-    ({"r": 10**12}, "r is '1000000000000'"), ({"r": 0}, "r is '0'"), ({"r": True}, "r is 'True'"),
-    ({"r": 8}, "lora_B.weight has the shape"), ({"lora_alpha": float("nan")}, "lora_alpha is 'nan'"),
+    ({"peft_type": "LOHA"}, "peft_type is 'LOHA'"),
+    ({"use_dora": True}, "use_dora is 'True'; only plain LoRA"),
+    ({"bias": "all"}, "bias is 'all'"),
+    ({"rank_pattern": {"qkv": 8}}, "rank_pattern"),
+    ({"modules_to_save": ["head"]}, "modules_to_save"),
+    ({"init_lora_weights": "pissa"}, "pissa"),
+    ({"r": 10**12}, "r is '1000000000000'"),
+    ({"r": 0}, "r is '0'"),
+    ({"r": True}, "r is 'True'"),
+    ({"r": 8}, "lora_B.weight has the shape"),
+    ({"lora_alpha": float("nan")}, "lora_alpha is 'nan'"),
     ({"lora_alpha": 10**400}, "lora_alpha"),
-    ({"target_modules": ".*(a+)+b"}, "target_modules must be a list"), ({"target_modules": ["q_proj"]}, "unexpected"),
+    ({"target_modules": ".*(a+)+b"}, "target_modules must be a list"),
+    ({"target_modules": ["q_proj"]}, "unexpected"),
     ({"target_modules": ["qkv", "proj", "mlp.0"]}, r"mlp\.2\.lora_A\.weight is unexpected"),
     ({"target_modules": ["qkv", "proj", "mlp.0", "mlp.2", "head"]}, r"head\.lora_B\.weight is missing"),
     ({"base_model_name_or_path": "dalle-mini"}, "trained for the model 'dalle-mini', not for"),
     ({"revision": "0123456789ab"}, "version 0123456789ab of"),
     ({"base_model_name_or_path": 7}, "must be text"),
-]  # fmt: skip
+]
 
 
 def open_on(pipe, folder):
@@ -158,10 +174,11 @@ def test_damaged_weights_are_named(tiny_pipeline, own_lora):
     tensors = load_file(own_lora / WEIGHTS)
     key = "base_model.model.blocks.1.attn.qkv.lora_B.weight"
     for value, said in (
-        (tensors[key][:-1].clone(), f"{key} has the shape"), (torch.full_like(tensors[key], torch.nan), "NaN or infinity"),
+        (tensors[key][:-1].clone(), f"{key} has the shape"),
+        (torch.full_like(tensors[key], torch.nan), "NaN or infinity"),
         (torch.full_like(tensors[key], 3e38), "becomes NaN or infinity with this LoRA"),
         (tensors[key].int(), "not floating-point"),
-    ):  # fmt: skip
+    ):
         save_file(tensors | {key: value.contiguous()}, own_lora / WEIGHTS)
         with pytest.raises(ModelError, match=said):
             open_on(tiny_pipeline, own_lora)
@@ -188,7 +205,9 @@ def test_a_picture_says_which_lora_drew_it(with_lora, plain, own_lora, tmp_path)
     assert with_lora.revision == read_lora(own_lora).revision(plain.revision) != plain.revision
     change(own_lora, lora_alpha=5)
     assert read_lora(own_lora).revision(plain.revision) != with_lora.revision
-    studio, bare = (Studio(ModelHolder(pipe, "tiny"), Store(tmp_path / pipe.name, also=[tmp_path])) for pipe in (with_lora, plain))
+    studio, bare = (
+        Studio(ModelHolder(pipe, "tiny"), Store(tmp_path / pipe.name, also=[tmp_path])) for pipe in (with_lora, plain)
+    )
     request = DrawingRequest("a red fox", num_candidates=1, seed=7)
     [picture] = [*studio.draw("me", request)][-1].pictures
     path = tmp_path / "saved.png"

@@ -121,9 +121,13 @@ def read(folder):
 
 @pytest.mark.parametrize(
     ("file", "key"),
-    [("encoder", "layers.0.glu.fc2.weight"), ("decoder", "layers.0.encoder_attn.k_proj.weight"),
-     ("decoder", "lm_head.weight"), ("encoder", "final_ln.bias")],
-)  # fmt: skip
+    [
+        ("encoder", "layers.0.glu.fc2.weight"),
+        ("decoder", "layers.0.encoder_attn.k_proj.weight"),
+        ("decoder", "lm_head.weight"),
+        ("encoder", "final_ln.bias"),
+    ],
+)
 def test_missing_unexpected_misshapen_and_nan_keys_name_themselves(small, file, key):
     path = small.folder / f"{file}.pt"
     state = torch.load(path, weights_only=True)
@@ -192,10 +196,28 @@ def test_the_published_ids_of_texts(tmp_path):
     """The golden ids, with a vocabulary that holds their words at the published places: text is cut, lowered and marked
     as published. (Which pieces a word falls into is the real vocabulary's to decide.)"""
     words = {
-        8925: "alien", 742: "life", 6316: "artificial", 7815: "intelligence", 58: "a", 29872: "comfy", 2408: "chair",
-        766: "that", 4126: "looks", 1572: "like", 101: "an", 16632: "avocado", 2634: "court", 4189: "sketch", 111: "of",
-        14450: "godzilla", 133: "on", 5167: "trial", 21853: "dali", 1545: "painting", 563: "wall",
-    }  # fmt: skip
+        8925: "alien",
+        742: "life",
+        6316: "artificial",
+        7815: "intelligence",
+        58: "a",
+        29872: "comfy",
+        2408: "chair",
+        766: "that",
+        4126: "looks",
+        1572: "like",
+        101: "an",
+        16632: "avocado",
+        2634: "court",
+        4189: "sketch",
+        111: "of",
+        14450: "godzilla",
+        133: "on",
+        5167: "trial",
+        21853: "dali",
+        1545: "painting",
+        563: "wall",
+    }
     vocab = {"<s>": 0, "<pad>": 1, "</s>": 2, "<unk>": 3, "e": 92, "<mask>": 50_300}
     vocab |= {f"Ġ{word}": i for i, word in words.items()}
     merges, free = [], iter(range(30_000, 60_000))
@@ -216,7 +238,9 @@ def test_the_published_ids_of_texts(tmp_path):
 
 
 def test_another_vocabulary_of_the_published_size_is_warned_of(tmp_path, caplog):
-    vocab = {"<s>": 0, "<pad>": 1, "</s>": 2, "<unk>": 3, "Ġ": 4, "a": 5, "Ġa": 6} | {f"filler {i}": i for i in range(7, 50_264)}
+    vocab = {"<s>": 0, "<pad>": 1, "</s>": 2, "<unk>": 3, "Ġ": 4, "a": 5, "Ġa": 6} | {
+        f"filler {i}": i for i in range(7, 50_264)
+    }
     (tmp_path / "vocab.json").write_text(json.dumps(vocab), encoding="utf-8")
     (tmp_path / "merges.txt").write_text("#version: 0.2\nĠ a\n", encoding="utf-8")
     min_dalle.text_tokenizer(tmp_path / "vocab.json", tmp_path / "merges.txt")

@@ -25,7 +25,14 @@ def write(folder, stage1=None, stage2=None, config=CONFIG):
     torch.save({"state_dict": stage1 or plain.vqgan_state()}, folder / "stage1_last.ckpt")
     torch.save({"state_dict": stage2 or plain.mindalle_state()}, folder / "stage2_last.ckpt")
     (folder / "config.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
-    pieces = ["[PAD]", "[UNK]", *"abcdefghijklmnopqrstuvwxyz", *(f"{c}</w>" for c in "abcdefghijklmnopqrstuvwxyz"), "ca", "cat</w>"]
+    pieces = [
+        "[PAD]",
+        "[UNK]",
+        *"abcdefghijklmnopqrstuvwxyz",
+        *(f"{c}</w>" for c in "abcdefghijklmnopqrstuvwxyz"),
+        "ca",
+        "cat</w>",
+    ]
     (folder / "tokenizer" / "bpe-16k-vocab.json").write_text(json.dumps({p: i for i, p in enumerate(pieces)}), encoding="utf-8")
     (folder / "tokenizer" / "bpe-16k-merges.txt").write_text("#version: 0.2\nc a\nca t</w>\n", encoding="utf-8")
     return folder
@@ -116,8 +123,12 @@ def test_what_is_wrong_is_named(tmp_path):
     fails("n_layers is 3", config={"stage2": {"hparams": CONFIG["stage2"]["hparams"] | {"n_layers": 3}}})
     fails("n_heads is 3", config={"stage2": {"hparams": CONFIG["stage2"]["hparams"] | {"n_heads": 3}}})
     for key in ("n_layers", "embed_dim", "ctx_len_txt", "ctx_len_img"):
-        fails(f"config.yaml: {key} is 1000000000, but", config={"stage2": {"hparams": CONFIG["stage2"]["hparams"] | {key: 10**9}}})
-    fails("config.yaml: n_heads is 1000000000", config={"stage2": {"hparams": CONFIG["stage2"]["hparams"] | {"n_heads": 10**9}}})
+        fails(
+            f"config.yaml: {key} is 1000000000, but", config={"stage2": {"hparams": CONFIG["stage2"]["hparams"] | {key: 10**9}}}
+        )
+    fails(
+        "config.yaml: n_heads is 1000000000", config={"stage2": {"hparams": CONFIG["stage2"]["hparams"] | {"n_heads": 10**9}}}
+    )
     fails("n_layers must be a whole number", config={"stage2": {"hparams": {"n_layers": 10**4000}}})
     fails("n_layers must be a whole number", config={"stage2": {"hparams": {"n_layers": "many"}}})
     fails("gelu_use_approx", config={"stage2": {"hparams": {"gelu_use_approx": True}}})

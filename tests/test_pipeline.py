@@ -274,7 +274,10 @@ def test_previews_that_take_seconds_are_rare_and_late(monkeypatch):
         ({"image_tokens": [["a"] * 4] * 4, "keep": torch.ones(4, 4, dtype=torch.bool)}, "grid of numbers"),
         ({"image_tokens": [[1], [1, 2]], "keep": torch.ones(4, 4, dtype=torch.bool)}, "grid of numbers"),
         ({"image_tokens": [[2**70] * 4] * 4, "keep": torch.ones(4, 4, dtype=torch.bool)}, "grid of numbers"),
-        ({"image_tokens": torch.zeros(4, 4, dtype=torch.complex64), "keep": torch.ones(4, 4, dtype=torch.bool)}, "whole numbers"),
+        (
+            {"image_tokens": torch.zeros(4, 4, dtype=torch.complex64), "keep": torch.ones(4, 4, dtype=torch.bool)},
+            "whole numbers",
+        ),
         ({"image_tokens": torch.full((4, 4), 64, dtype=torch.uint16), "keep": torch.ones(4, 4, dtype=torch.bool)}, "0 to 63"),
         ({"image_tokens": torch.zeros(4, 4), "keep": torch.ones(4, 4, dtype=torch.bool)}, "whole numbers"),
         ({"image_tokens": torch.zeros(4, 4, dtype=torch.long), "keep": torch.ones(4, 4)}, "boolean"),

@@ -51,9 +51,19 @@ def parts(tmp_path_factory):
 def small_bart(texts: int, pad: int) -> BartPrior:
     torch.manual_seed(0)
     return BartPrior(
-        texts, 8, 64, 16, encoder_layers=1, decoder_layers=1, num_heads=2, hidden_size=32, ffn_size=48,
-        embedded_image_tokens=65, start_token_id=64, pad_token_id=pad,
-    ).eval()  # fmt: skip
+        texts,
+        8,
+        64,
+        16,
+        encoder_layers=1,
+        decoder_layers=1,
+        num_heads=2,
+        hidden_size=32,
+        ffn_size=48,
+        embedded_image_tokens=65,
+        start_token_id=64,
+        pad_token_id=pad,
+    ).eval()
 
 
 def arguments(parts, out, *more: str) -> argparse.Namespace:
@@ -63,7 +73,20 @@ def arguments(parts, out, *more: str) -> argparse.Namespace:
 
 def words(parts, out, *more) -> list[str]:
     common = ["--data", parts / "pictures", "--out", out, "--cpu", "--precision", "no", "--workers", "0", "--seed", "3"]
-    sizes = ["--text-length", "8", "--layers", "2", "--heads", "2", "--hidden-size", "16", "--batch-size", "4", "--clip", "none"]
+    sizes = [
+        "--text-length",
+        "8",
+        "--layers",
+        "2",
+        "--heads",
+        "2",
+        "--hidden-size",
+        "16",
+        "--batch-size",
+        "4",
+        "--clip",
+        "none",
+    ]
     folders = ["--image-tokenizer", parts / "gpt" / "image_tokenizer", "--text-tokenizer", parts / "gpt" / "text_tokenizer"]
     return [str(word) for word in (*common, *sizes, *folders, *more)]
 

@@ -1,6 +1,5 @@
 """Onto the Hub: what goes up of a folder, and what is refused with a sentence before or by the Hub."""
 
-
 import httpx2
 import huggingface_hub
 import pytest
@@ -29,8 +28,15 @@ class Hub(HfApi):
 
 @pytest.fixture
 def folder(tmp_path):
-    for name in ("model_index.json", "prior/config.json", "prior/weights.safetensors", "evaluation.png", "prior/state.pt",
-                 ".cache/secret.json", "script.py"):  # fmt: skip
+    for name in (
+        "model_index.json",
+        "prior/config.json",
+        "prior/weights.safetensors",
+        "evaluation.png",
+        "prior/state.pt",
+        ".cache/secret.json",
+        "script.py",
+    ):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("{}", encoding="utf-8")
     (tmp_path / "README.md").write_text(CARD, encoding="utf-8")
@@ -54,10 +60,16 @@ def test_a_lora_is_a_model_of_its_own(folder):
     assert "adapter_config.json" in hub.sent[1] and hub.made == ("someone/lora", False)
 
 
-@pytest.mark.parametrize("card, said", [
-    (None, "has no card"), ("# no front matter", "names no licence"), ("---\ntags: [x]\n---\n", "names no licence"),
-    ("---\nlicense: ''\n---\n", "names no licence"), ("---\nlicense: [\n---\n", "cannot be read"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "card, said",
+    [
+        (None, "has no card"),
+        ("# no front matter", "names no licence"),
+        ("---\ntags: [x]\n---\n", "names no licence"),
+        ("---\nlicense: ''\n---\n", "names no licence"),
+        ("---\nlicense: [\n---\n", "cannot be read"),
+    ],
+)
 def test_without_a_card_or_a_licence_nothing_is_sent(folder, card, said):
     (folder / "README.md").unlink()
     if card is not None:
@@ -79,10 +91,15 @@ def answer(status: int) -> HfHubHTTPError:
     return HfHubHTTPError("no", response=httpx2.Response(status, request=httpx2.Request("POST", "https://huggingface.co")))
 
 
-@pytest.mark.parametrize("error, said", [
-    (LocalTokenNotFoundError("x"), "hf auth login"), (answer(401), "knows no such login"), (answer(403), "may be another's"),
-    (httpx2.ConnectError("x"), "cannot be reached"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "error, said",
+    [
+        (LocalTokenNotFoundError("x"), "hf auth login"),
+        (answer(401), "knows no such login"),
+        (answer(403), "may be another's"),
+        (httpx2.ConnectError("x"), "cannot be reached"),
+    ],
+)
 def test_what_the_hub_refuses_is_a_sentence(folder, error, said):
     class Refusing(Hub):
         def create_repo(self, *args, **options):

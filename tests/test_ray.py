@@ -93,9 +93,11 @@ def wait_until(condition, what: str):
 def listens_here_only() -> bool:
     """Whether this Ray's processes listen on this machine's own address, and on no other."""
     places = {
-        place.laddr.ip for process in psutil.Process().children(recursive=True)
-        for place in process.net_connections("tcp") if place.status == psutil.CONN_LISTEN
-    }  # fmt: skip
+        place.laddr.ip
+        for process in psutil.Process().children(recursive=True)
+        for place in process.net_connections("tcp")
+        if place.status == psutil.CONN_LISTEN
+    }
     return bool(places) and places <= {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
 
 
@@ -146,10 +148,28 @@ def test_a_worker_that_is_killed_is_replaced_and_a_command_that_is_killed_goes_o
     environment = {**os.environ, "RAY_ADDRESS": ray.get_runtime_context().gcs_address, "PYTHONPATH": str(ROOT)}
     model_folder = os.path.relpath(model["source"], tmp_path)  # the workers' own directory is another
     command = subprocess.Popen(
-        [sys.executable, "-m", "dalle_core", "augment", "prompts.csv", "many", "--model", model_folder, "--seed", "7",
-         "--threshold", str(THRESHOLD), "--temperature", "0.9", "--workers", "2"],
-        cwd=tmp_path, env=environment, stderr=open(tmp_path / "said.txt", "wb"),
-    )  # fmt: skip
+        [
+            sys.executable,
+            "-m",
+            "dalle_core",
+            "augment",
+            "prompts.csv",
+            "many",
+            "--model",
+            model_folder,
+            "--seed",
+            "7",
+            "--threshold",
+            str(THRESHOLD),
+            "--temperature",
+            "0.9",
+            "--workers",
+            "2",
+        ],
+        cwd=tmp_path,
+        env=environment,
+        stderr=open(tmp_path / "said.txt", "wb"),
+    )
     try:
         wait_until(lambda: blocks(many) > 2 or command.poll() is not None, "the workers drew nothing")
         victims = processes("ray::MapWorker")

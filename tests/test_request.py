@@ -32,10 +32,18 @@ def link_of(one: Drawn) -> dict:
     return dict(pair.split("=", 1) for pair in query(one).split("&"))
 
 
-@pytest.mark.parametrize("settings", [
-    {}, {"guidance_scale": 20.0}, {"guidance_scale": 100.0}, {"temperature": 100.0}, {"temperature": 0.0}, {"top_p": 0.001},
-    {"top_k": 64},
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"guidance_scale": 20.0},
+        {"guidance_scale": 100.0},
+        {"temperature": 100.0},
+        {"temperature": 0.0},
+        {"top_p": 0.001},
+        {"top_k": 64},
+    ],
+)
 def test_what_python_draws_comes_back_through_every_way_in(settings, tiny_pipeline):
     tiny_pipeline.stream("a red fox", **settings).close()  # Python accepts it
     one = made(**settings)
@@ -62,29 +70,89 @@ def test_candidate_18_of_20_comes_back_on_a_page_that_draws_16():
 
 
 def test_recipes_entries_and_links_of_before_still_open():
-    recipe = {"model": "tiny", "revision": "r1", "varied": False, "prompt": "a fox", "negative_prompt": "", "seed": 2**62, "index": 0,
-              "score": 0.1, "settings": DEFAULTS, "tokens": torch.zeros(4, 4).long().tolist()}  # fmt: skip
+    recipe = {
+        "model": "tiny",
+        "revision": "r1",
+        "varied": False,
+        "prompt": "a fox",
+        "negative_prompt": "",
+        "seed": 2**62,
+        "index": 0,
+        "score": 0.1,
+        "settings": DEFAULTS,
+        "tokens": torch.zeros(4, 4).long().tolist(),
+    }
     assert read_recipe(json.dumps(recipe), "tiny", "r1", LIMITS).seed == 2**62
     del recipe["negative_prompt"], recipe["varied"]
     assert read_recipe(json.dumps(recipe), "tiny", "r1", LIMITS).request.negative_prompt == ""
-    entry = {"version": 1, "id": "a1b2", "model": "tiny", "revision": "r1", "prompt": "a fox", "negative_prompt": "", "varied": True,
-             "settings": DEFAULTS, "candidates": [{"seed": str(2**63 - 1), "index": 5, "score": None, "tokens": pack(
-                 torch.ones(4, 4).long())}]}  # fmt: skip
+    entry = {
+        "version": 1,
+        "id": "a1b2",
+        "model": "tiny",
+        "revision": "r1",
+        "prompt": "a fox",
+        "negative_prompt": "",
+        "varied": True,
+        "settings": DEFAULTS,
+        "candidates": [{"seed": str(2**63 - 1), "index": 5, "score": None, "tokens": pack(torch.ones(4, 4).long())}],
+    }
     name, [one] = read_entry(json.dumps(entry), "tiny", "r1", LIMITS)
     assert name == "a1b2" and one.seed == 2**63 - 1 and one.varied and one.tokens.eq(1).all()
-    found, ignored = read_query({"prompt": "a fox", "seed": "41", "candidates": "4", "temperature": "0.8", "top_k": "0", "top_p": "1",
-                                 "guidance": "1.5", "model": "tiny"}, LIMITS)  # fmt: skip
-    assert ignored == [] and found == {"prompt": "a fox", "seed": "41", "candidates": 4, "temperature": 0.8, "top_k": 0, "top_p": 1.0,
-                                       "guidance": 1.5}  # fmt: skip
+    found, ignored = read_query(
+        {
+            "prompt": "a fox",
+            "seed": "41",
+            "candidates": "4",
+            "temperature": "0.8",
+            "top_k": "0",
+            "top_p": "1",
+            "guidance": "1.5",
+            "model": "tiny",
+        },
+        LIMITS,
+    )
+    assert ignored == [] and found == {
+        "prompt": "a fox",
+        "seed": "41",
+        "candidates": 4,
+        "temperature": 0.8,
+        "top_k": 0,
+        "top_p": 1.0,
+        "guidance": 1.5,
+    }
 
 
-@pytest.mark.parametrize("changes", [
-    {"seed": -1}, {"seed": 2**63}, {"seed": 1.5}, {"seed": True}, {"seed": "1e3"}, {"index": -1}, {"index": "3"}, {"index": 10**6},
-    {"score": "0.1"}, {"score": math.nan}, {"score": 2}, {"settings": {}}, {"settings": None}, {"settings": DEFAULTS | {"top_p": 0}},
-    {"settings": DEFAULTS | {"temperature": -1}}, {"settings": DEFAULTS | {"temperature": True}}, {"prompt": 3}, {"prompt": None},
-    {"prompt": "x" * (MAX_PROMPT + 1)}, {"tokens": [[1]]}, {"tokens": "x"}, {"tokens": [[64] * 4] * 4}, {"tokens": [[-1] * 4] * 4},
-    {"tokens": [[1.5] * 4] * 4}, {"tokens": None}, {"tokens": [[True] * 4] * 4},
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"seed": -1},
+        {"seed": 2**63},
+        {"seed": 1.5},
+        {"seed": True},
+        {"seed": "1e3"},
+        {"index": -1},
+        {"index": "3"},
+        {"index": 10**6},
+        {"score": "0.1"},
+        {"score": math.nan},
+        {"score": 2},
+        {"settings": {}},
+        {"settings": None},
+        {"settings": DEFAULTS | {"top_p": 0}},
+        {"settings": DEFAULTS | {"temperature": -1}},
+        {"settings": DEFAULTS | {"temperature": True}},
+        {"prompt": 3},
+        {"prompt": None},
+        {"prompt": "x" * (MAX_PROMPT + 1)},
+        {"tokens": [[1]]},
+        {"tokens": "x"},
+        {"tokens": [[64] * 4] * 4},
+        {"tokens": [[-1] * 4] * 4},
+        {"tokens": [[1.5] * 4] * 4},
+        {"tokens": None},
+        {"tokens": [[True] * 4] * 4},
+    ],
+)
 def test_forged_recipes_are_refused(changes):
     with pytest.raises(InputError, match="damaged"):
         read_recipe(json.dumps(made().to_json() | changes), "tiny", "r1", LIMITS)
@@ -93,21 +161,50 @@ def test_forged_recipes_are_refused(changes):
 ENTRY = json.loads(to_entry(ranked([Picture(made(), ""), Picture(made(index=4), "")])))
 
 
-@pytest.mark.parametrize("changes", [
-    {"candidates": []}, {"candidates": 3}, {"candidates": [{}]}, {"candidates": [None]}, {"candidates": ENTRY["candidates"][:1] * 2},
-    {"candidates": ENTRY["candidates"] * 200}, {"prompt": ""}, {"prompt": 3}, {"prompt": "a" * 20_001}, {"settings": {}},
-    {"settings": []}, {"id": "../x"}, {"id": "<b>"}, {"model": None}, {"settings": DEFAULTS | {"num_candidates": "x"}},
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"candidates": []},
+        {"candidates": 3},
+        {"candidates": [{}]},
+        {"candidates": [None]},
+        {"candidates": ENTRY["candidates"][:1] * 2},
+        {"candidates": ENTRY["candidates"] * 200},
+        {"prompt": ""},
+        {"prompt": 3},
+        {"prompt": "a" * 20_001},
+        {"settings": {}},
+        {"settings": []},
+        {"id": "../x"},
+        {"id": "<b>"},
+        {"model": None},
+        {"settings": DEFAULTS | {"num_candidates": "x"}},
+    ],
+)
 def test_forged_entries_are_refused(changes):
     with pytest.raises(InputError, match="damaged"):
         read_entry(json.dumps(ENTRY | changes), "tiny", "r1", LIMITS)
 
 
-@pytest.mark.parametrize("changes", [
-    {"tokens": "!"}, {"tokens": ""}, {"tokens": 3}, {"tokens": pack(torch.full((4, 4), 64))}, {"tokens": pack(torch.zeros(1, 1))},
-    {"seed": "-1"}, {"seed": str(2**63)}, {"seed": "9" * 5000}, {"index": -1}, {"index": True}, {"score": "0.3"},
-    {"score": float("nan")}, {"score": 7}, {"score": True},
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"tokens": "!"},
+        {"tokens": ""},
+        {"tokens": 3},
+        {"tokens": pack(torch.full((4, 4), 64))},
+        {"tokens": pack(torch.zeros(1, 1))},
+        {"seed": "-1"},
+        {"seed": str(2**63)},
+        {"seed": "9" * 5000},
+        {"index": -1},
+        {"index": True},
+        {"score": "0.3"},
+        {"score": float("nan")},
+        {"score": 7},
+        {"score": True},
+    ],
+)
 def test_forged_candidates_are_refused(changes):
     rows = [ENTRY["candidates"][0] | changes, ENTRY["candidates"][1]]
     with pytest.raises(InputError, match="damaged"):
@@ -121,7 +218,15 @@ def test_what_is_no_entry_is_refused(text):
 
 
 def test_a_link_with_impossible_values_names_them():
-    wrong = {"seed": "-1", "candidates": "1e9", "temperature": "nan", "top_k": "1.5", "top_p": "", "guidance": "<b>", "other": "x"}
+    wrong = {
+        "seed": "-1",
+        "candidates": "1e9",
+        "temperature": "nan",
+        "top_k": "1.5",
+        "top_p": "",
+        "guidance": "<b>",
+        "other": "x",
+    }
     assert read_query(wrong, LIMITS) == ({}, ["seed", "candidates", "temperature", "top_k", "top_p", "guidance"])
 
 
@@ -133,19 +238,33 @@ def test_pools_merge_and_show_the_best_or_the_rejected():
     assert "seed" not in label(pool[0]) and label(pool[0]) == "#1 · 0.300"
     assert in_order(merged, RANKED, 4) == merged[:4] and in_order(merged, RANKED, 4, True) == merged[4:]
     assert in_order(merged, RANKED, 8, True) == []
-    assert [(one.drawn.seed, one.drawn.index) for one in in_order(merged, SAMPLED)] == [(s, i) for s in (7, 9) for i in range(4)]
+    assert [(one.drawn.seed, one.drawn.index) for one in in_order(merged, SAMPLED)] == [
+        (s, i) for s in (7, 9) for i in range(4)
+    ]
     assert plot(merged, merged[0]).count("<line") == 8 and plot(merged[:1], merged[0]) == ""
 
 
-@pytest.mark.parametrize("model, revision, said", [("other", "r1", "choose that model first"), ("tiny", "r2", "another version")])
+@pytest.mark.parametrize(
+    "model, revision, said", [("other", "r1", "choose that model first"), ("tiny", "r2", "another version")]
+)
 def test_another_model_s_picture_says_so(model, revision, said):
     with pytest.raises(InputError, match=said):
         read_recipe(json.dumps(made().to_json()), model, revision, LIMITS)
 
 
-@given(st.recursive(st.none() | st.booleans() | st.floats() | st.integers() | st.text(max_size=20), lambda inner: st.lists(inner, max_size=4)
-                    | st.dictionaries(st.sampled_from(["model", "prompt", "settings", "tokens", "seed", "index", "candidates", "id", "revision"]), inner),
-                    max_leaves=20))  # fmt: skip
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.floats() | st.integers() | st.text(max_size=20),
+        lambda inner: (
+            st.lists(inner, max_size=4)
+            | st.dictionaries(
+                st.sampled_from(["model", "prompt", "settings", "tokens", "seed", "index", "candidates", "id", "revision"]),
+                inner,
+            )
+        ),
+        max_leaves=20,
+    )
+)
 def test_whatever_a_file_holds_it_is_a_sentence(value):
     for read in (read_recipe, read_entry):
         with pytest.raises(InputError):

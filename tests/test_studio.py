@@ -54,13 +54,20 @@ def test_a_seed_is_new_each_time_and_named(studio):
     assert first[0].seed != second[0].seed and first[-1].pictures[0].drawn.seed == first[0].seed == first[-1].seed
 
 
-@pytest.mark.parametrize("request_, said", [
-    (DrawingRequest(""), "prompt is empty"), (DrawingRequest("Ж"), "none of the characters"),
-    (DrawingRequest("a fox", num_candidates=0), "num_candidates is '0'"), (DrawingRequest("a fox", temperature=float("nan")), "temperature"),
-    (DrawingRequest("a fox", top_k=[1]), "top_k"), (DrawingRequest(7), "prompt must be text"),
-    (DrawingRequest("a fox", "Ж"), "negative prompt"), (DrawingRequest("a fox", seed=2**63), "seed"),
-    (DrawingRequest("a fox", image_tokens=[[1]], keep=[[True]]), "shape"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "request_, said",
+    [
+        (DrawingRequest(""), "prompt is empty"),
+        (DrawingRequest("Ж"), "none of the characters"),
+        (DrawingRequest("a fox", num_candidates=0), "num_candidates is '0'"),
+        (DrawingRequest("a fox", temperature=float("nan")), "temperature"),
+        (DrawingRequest("a fox", top_k=[1]), "top_k"),
+        (DrawingRequest(7), "prompt must be text"),
+        (DrawingRequest("a fox", "Ж"), "negative prompt"),
+        (DrawingRequest("a fox", seed=2**63), "seed"),
+        (DrawingRequest("a fox", image_tokens=[[1]], keep=[[True]]), "shape"),
+    ],
+)
 def test_what_cannot_be_drawn_is_a_sentence(studio, request_, said):
     with pytest.raises(InputError, match=said):
         list(studio.draw("1.2.3.4", request_))
@@ -159,7 +166,9 @@ def test_a_picture_s_own_tokens_until_it_is_changed(studio):
 
 
 def test_an_address_that_asks_for_too_much_is_told_so_and_another_draws(tiny_pipeline, tmp_path):
-    studio = Studio(ModelHolder(tiny_pipeline, "tiny"), Store(tmp_path), Budgets(Budget(candidates=4, previews=8, labels=10, running=1)))
+    studio = Studio(
+        ModelHolder(tiny_pipeline, "tiny"), Store(tmp_path), Budgets(Budget(candidates=4, previews=8, labels=10, running=1))
+    )
     pictures_of(studio, DrawingRequest("a fox", num_candidates=3))
     with pytest.raises(Busy, match="candidates"):
         pictures_of(studio, DrawingRequest("a fox", num_candidates=2))

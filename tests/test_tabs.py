@@ -51,9 +51,20 @@ def test_edges_that_are_kept():
     assert count("top", 99) == 16  # the slider still has the ends of a larger model's grid
 
 
-@pytest.mark.parametrize("side, width", [
-    ("top", -1), ("top", float("nan")), ("top", "2"), ("top", None), ("top", [1]), ("top", True), (None, 2), ("edge", 2), (["top"], 2),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "side, width",
+    [
+        ("top", -1),
+        ("top", float("nan")),
+        ("top", "2"),
+        ("top", None),
+        ("top", [1]),
+        ("top", True),
+        (None, 2),
+        ("edge", 2),
+        (["top"], 2),
+    ],
+)
 def test_edges_that_cannot_be_are_a_sentence(side, width):
     with pytest.raises(InputError, match="it must be"):
         complete.edge(4, side, width)
@@ -71,7 +82,20 @@ def test_painting_turns_every_cell_that_the_stroke_crosses():
 
 
 @pytest.mark.parametrize(
-    "text", [None, "", "x", "3", "[]", "[1, 2]", "[[1, 2]]", "[[0.5, NaN]]", '[["a", "b"]]', "[[0, 0, 0]]", f"[{'[0, 0],' * 6000}[0, 0]]"]
+    "text",
+    [
+        None,
+        "",
+        "x",
+        "3",
+        "[]",
+        "[1, 2]",
+        "[[1, 2]]",
+        "[[0.5, NaN]]",
+        '[["a", "b"]]',
+        "[[0, 0, 0]]",
+        f"[{'[0, 0],' * 6000}[0, 0]]",
+    ],
 )
 def test_a_forged_stroke_paints_nothing(text):
     assert complete.read_stroke(text) == []
@@ -105,11 +129,14 @@ def test_what_cannot_be_completed_is_a_sentence(studio, photo):
     opened, keep = taken[tab.opened], taken[tab.keep]
     all_kept = complete.edge(4, "top", 4)
     for arguments, changes, said in [
-        ((None, keep), {}, "Choose a picture first"), ((opened, all_kept), {}, "Every cell is kept"),
+        ((None, keep), {}, "Choose a picture first"),
+        ((opened, all_kept), {}, "Every cell is kept"),
         ((replace(opened, source="other"), keep), {}, "Another model has been chosen"),
-        ((opened, keep), {"prompt": None}, "prompt is empty"), ((opened, keep), {"seed": "x"}, "not a whole number"),
-        ((opened, keep), {"count": 0}, "num_candidates is '0'"), ((opened, keep), {"count": [1]}, "num_candidates"),
-    ]:  # fmt: skip
+        ((opened, keep), {"prompt": None}, "prompt is empty"),
+        ((opened, keep), {"seed": "x"}, "not a whole number"),
+        ((opened, keep), {"count": 0}, "num_candidates is '0'"),
+        ((opened, keep), {"count": [1]}, "num_candidates"),
+    ]:
         with pytest.raises(InputError, match=said):
             completed(tab, *arguments, **changes)
 
@@ -183,13 +210,26 @@ def test_the_line_of_a_data_set():
     assert "5 min left" in dataset.status(Progress(4, 4, 8), 300.0) and "left" not in dataset.status(Progress(0, 0, 8), 0)
 
 
-@pytest.mark.parametrize("changes, said", [
-    ({"prompts": " \n "}, "There are no prompts"), ({"prompts": None}, "There are no prompts"), ({"prompts": "a fox\nЖ"}, "Prompt 2: .*none of the"),
-    ({"seed": "x"}, "'x'"), ({"prompts": "a fox\n" * 201, "count": 1}, "python -m dalle_core augment"), ({"count": 0}, "count is '0'"),
-    ({"prompts": "a fox\n" * 11, "count": 100}, "1,100"), ({"prompts": "a" * 30_000}, "30,000"), ({"count": float("inf")}, "count is 'inf'"),
-    ({"count": [1]}, "count is"), ({"threshold": "3"}, "from -1 to 1"), ({"threshold": "x"}, "'x'"), ({"threshold": "nan"}, "nan"),
-    ({"file": "/etc/passwd"}, "cannot be read here"), ({"file": "gone.csv"}, "cannot be read here"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "changes, said",
+    [
+        ({"prompts": " \n "}, "There are no prompts"),
+        ({"prompts": None}, "There are no prompts"),
+        ({"prompts": "a fox\nЖ"}, "Prompt 2: .*none of the"),
+        ({"seed": "x"}, "'x'"),
+        ({"prompts": "a fox\n" * 201, "count": 1}, "python -m dalle_core augment"),
+        ({"count": 0}, "count is '0'"),
+        ({"prompts": "a fox\n" * 11, "count": 100}, "1,100"),
+        ({"prompts": "a" * 30_000}, "30,000"),
+        ({"count": float("inf")}, "count is 'inf'"),
+        ({"count": [1]}, "count is"),
+        ({"threshold": "3"}, "from -1 to 1"),
+        ({"threshold": "x"}, "'x'"),
+        ({"threshold": "nan"}, "nan"),
+        ({"file": "/etc/passwd"}, "cannot be read here"),
+        ({"file": "gone.csv"}, "cannot be read here"),
+    ],
+)
 def test_a_data_set_that_cannot_be_is_a_sentence(studio, changes, said):
     tab = built(dataset.Augment, studio)
     values = {"prompts": "a red fox\ntwo apples", "file": None, "count": 3, "threshold": "", "seed": "7"} | changes
@@ -254,9 +294,11 @@ def forged(served, name, trigger, index=None, **values):
     url, config = served
     components = {component["id"]: component["props"] for component in config["components"]}
     event = next(
-        event for event in config["dependencies"] if event["backend_fn"]
+        event
+        for event in config["dependencies"]
+        if event["backend_fn"]
         and any(components.get(target, {}).get("elem_id") == name and what == trigger for target, what in event["targets"])
-    )  # fmt: skip
+    )
     data = [values.get(props.get("elem_id"), props.get("value")) for props in map(components.get, event["inputs"])]
     body = {"data": data, "fn_index": event["id"], "session_hash": "forger", "event_data": {"index": index, "value": None}}
     httpx.post(f"{url}queue/join", json=body).raise_for_status()
@@ -268,12 +310,18 @@ def forged(served, name, trigger, index=None, **values):
 PLAIN, FILE = {}, {"meta": {"_type": "gradio.FileData"}}  # Gradio itself looks only at what says that it is a file
 
 
-@pytest.mark.parametrize("name, trigger, field, meta", [
-    ("complete-picture", "input", "complete-picture", PLAIN), ("complete-picture", "input", "complete-picture", FILE),
-    ("tokens-upload", "input", "tokens-upload", PLAIN), ("tokens-upload", "input", "tokens-upload", FILE),
-    ("recognise", "click", "recognise-upload", PLAIN), ("recognise", "click", "recognise-upload", FILE),
-    ("augment", "click", "augment-file", FILE),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "name, trigger, field, meta",
+    [
+        ("complete-picture", "input", "complete-picture", PLAIN),
+        ("complete-picture", "input", "complete-picture", FILE),
+        ("tokens-upload", "input", "tokens-upload", PLAIN),
+        ("tokens-upload", "input", "tokens-upload", FILE),
+        ("recognise", "click", "recognise-upload", PLAIN),
+        ("recognise", "click", "recognise-upload", FILE),
+        ("augment", "click", "augment-file", FILE),
+    ],
+)
 def test_a_file_of_the_server_stays_its_own(served, tmp_path, name, trigger, field, meta):
     Image.new("RGB", (64, 64)).save(tmp_path / "secret.png")
     said = set()
@@ -285,28 +333,48 @@ def test_a_file_of_the_server_stays_its_own(served, tmp_path, name, trigger, fie
     assert meta or said == {"This file cannot be read here. Hand it in again."}
 
 
-@pytest.mark.parametrize("name, trigger, values", [
-    ("complete", "click", {"complete-prompt": 7}), ("complete-again", "click", {}), ("complete-picture", "input", {"rows": "x"}),
-    ("recognise", "click", {"labels": "a" * 20_001}), ("tokens-upload", "input", {}), ("compare", "click", {"compare-seed": "x"}),
-    ("compare", "click", {"compare-count": {"a": 1}, "compare-prompt": "a fox", "compare-x": "–"}),
-    ("compare", "click", {"compare-x-values": None}), ("compare", "click", {"compare-y-values": "1e999", "compare-x": "–"}),
-    ("compare-png", "click", {}), ("compare-json", "click", {}), ("augment-download", "click", {}),
-    ("augment", "click", {"augment-count": "x", "augment-prompts": "a fox"}), ("augment", "click", {"augment-threshold": 3, "augment-prompts": "a fox"}),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "name, trigger, values",
+    [
+        ("complete", "click", {"complete-prompt": 7}),
+        ("complete-again", "click", {}),
+        ("complete-picture", "input", {"rows": "x"}),
+        ("recognise", "click", {"labels": "a" * 20_001}),
+        ("tokens-upload", "input", {}),
+        ("compare", "click", {"compare-seed": "x"}),
+        ("compare", "click", {"compare-count": {"a": 1}, "compare-prompt": "a fox", "compare-x": "–"}),
+        ("compare", "click", {"compare-x-values": None}),
+        ("compare", "click", {"compare-y-values": "1e999", "compare-x": "–"}),
+        ("compare-png", "click", {}),
+        ("compare-json", "click", {}),
+        ("augment-download", "click", {}),
+        ("augment", "click", {"augment-count": "x", "augment-prompts": "a fox"}),
+        ("augment", "click", {"augment-threshold": 3, "augment-prompts": "a fox"}),
+    ],
+)
 def test_forged_values_end_in_a_sentence(served, name, trigger, values):
     answer = forged(served, name, trigger, **values)
     error = answer["output"]["error"]
     assert not answer["success"] and error and "Traceback" not in error and "log" not in error
 
 
-@pytest.mark.parametrize("name, trigger, index", [
-    ("completions", "select", "x"), ("completions", "select", -1), ("completions", "select", 10**9), ("tokens-grid", "select", "x"),
-    ("painted", "click", None), ("rows", "change", None),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "name, trigger, index",
+    [
+        ("completions", "select", "x"),
+        ("completions", "select", -1),
+        ("completions", "select", 10**9),
+        ("tokens-grid", "select", "x"),
+        ("painted", "click", None),
+        ("rows", "change", None),
+    ],
+)
 def test_before_a_picture_is_there_forged_clicks_do_nothing(served, name, trigger, index):
     assert forged(served, name, trigger, index, **{"stroke-said": "[[0.5, 0.5]]", "rows": "x", "brush": "one cell"})["success"]
 
 
 def test_the_tabs_have_no_endpoint_of_their_own(studio):
-    events = [event for event in create_demo(studio).fns.values() if getattr(event.fn, "__module__", "").startswith("demo.tabs")]
+    events = [
+        event for event in create_demo(studio).fns.values() if getattr(event.fn, "__module__", "").startswith("demo.tabs")
+    ]
     assert len(events) > 20 and [event.name for event in events if event.api_visibility != "private"] == []

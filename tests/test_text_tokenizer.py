@@ -74,7 +74,13 @@ def test_marks_that_are_typed_are_text(kind, tmp_path):
 
     plain = read("a fox on red")
     for mark in {*tokenizer.all_special_tokens, "[EOS]", "[PAD]", "<|endoftext|>", "</s>"}:
-        for text in (f"a fox {mark} on red", f"{mark} a fox on red", f"a fox on red {mark}", f"a fox{mark}on red", f"{mark}{mark} a"):
+        for text in (
+            f"a fox {mark} on red",
+            f"{mark} a fox on red",
+            f"a fox on red {mark}",
+            f"a fox{mark}on red",
+            f"{mark}{mark} a",
+        ):
             ids = read(text)
             body = ids[: len(ids) - ids[::-1].index(next(id for id in ids[::-1] if id != tokenizer.pad_token_id))]
             if tokenizer.pad_token_id == tokenizer.eos_token_id:

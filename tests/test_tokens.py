@@ -32,10 +32,18 @@ def make_vq(codes: int = 64, seed: int = 0) -> VQModel:
     """8 x 8 pixels -> 2 x 2 tokens."""
     torch.manual_seed(seed)
     model = VQModel(
-        in_channels=3, out_channels=3, down_block_types=("DownEncoderBlock2D",) * 3, up_block_types=("UpDecoderBlock2D",) * 3,
-        block_out_channels=(8, 8, 8), layers_per_block=1, latent_channels=8, num_vq_embeddings=codes, norm_num_groups=1,
-        mid_block_add_attention=False, sample_size=8,
-    )  # fmt: skip
+        in_channels=3,
+        out_channels=3,
+        down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3,
+        block_out_channels=(8, 8, 8),
+        layers_per_block=1,
+        latent_channels=8,
+        num_vq_embeddings=codes,
+        norm_num_groups=1,
+        mid_block_add_attention=False,
+        sample_size=8,
+    )
     model.quantize.embedding.weight.data.normal_(std=0.3)
     return model.eval()
 

@@ -93,8 +93,16 @@ def test_its_card_says_what_it_learned_from_how_long_and_how_well(trained, pictu
     run, _ = trained
     card = (run / "model" / "README.md").read_text(encoding="utf-8")
     check(run / "model")  # as it is, it may be pushed
-    for text in ("license: cc0-1.0", "squares: 5", "pictures with captions", "| image_tokenizer | 6 |", "| prior | 8 |", "dB", "GPTPrior",
-                 "python -m dalle_core.training.evaluate"):  # fmt: skip
+    for text in (
+        "license: cc0-1.0",
+        "squares: 5",
+        "pictures with captions",
+        "| image_tokenizer | 6 |",
+        "| prior | 8 |",
+        "dB",
+        "GPTPrior",
+        "python -m dalle_core.training.evaluate",
+    ):
         assert text in card
     assert str(pictures.parent) not in card and str(run) not in card  # where things lie is nobody's business
     result = json.loads((run / "model" / "evaluation.json").read_text(encoding="utf-8"))
@@ -123,11 +131,17 @@ def test_a_trained_model_learns_other_pictures_whole_and_is_ranked_by_another_cl
     assert json.loads((run / "model" / "evaluation.json").read_text(encoding="utf-8"))["judge"] is None
 
 
-@pytest.mark.parametrize("arguments, said", [
-    (["--licence", "MIT"], "--name is missing"), (["--name", "x"], "--licence is missing"), ([*NAMED, "--lora", "4"], "--from"),
-    ([*NAMED, "--from", "emoji", "--image-tokenizer", "emoji"], "leave out --image-tokenizer"), ([*NAMED, "--scale", "0"], "above 0"),
-    ([*NAMED, "--clip", "none", "--judge", "x/y"], "--judge"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "arguments, said",
+    [
+        (["--licence", "MIT"], "--name is missing"),
+        (["--name", "x"], "--licence is missing"),
+        ([*NAMED, "--lora", "4"], "--from"),
+        ([*NAMED, "--from", "emoji", "--image-tokenizer", "emoji"], "leave out --image-tokenizer"),
+        ([*NAMED, "--scale", "0"], "above 0"),
+        ([*NAMED, "--clip", "none", "--judge", "x/y"], "--judge"),
+    ],
+)
 def test_what_is_missing_or_contradicts_itself_is_said_at_once(pictures, tmp_path, capsys, arguments, said):
     with pytest.raises(SystemExit) as ended:
         main(["train", str(pictures), "--out", str(tmp_path / "run"), *arguments])
@@ -137,5 +151,20 @@ def test_what_is_missing_or_contradicts_itself_is_said_at_once(pictures, tmp_pat
 
 def test_a_training_does_not_go_on_with_other_data(trained, pictures, tmp_path, capsys):
     with pytest.raises(SystemExit):
-        main(["train", str(tmp_path), "--out", str(trained[0]), *NAMED, "--preset", "tiny", "--scale", "0.2", "--workers", "0", "--cpu"])
+        main(
+            [
+                "train",
+                str(tmp_path),
+                "--out",
+                str(trained[0]),
+                *NAMED,
+                "--preset",
+                "tiny",
+                "--scale",
+                "0.2",
+                "--workers",
+                "0",
+                "--cpu",
+            ]
+        )
     assert "was started with --data" in capsys.readouterr().err

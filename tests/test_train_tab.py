@@ -35,7 +35,13 @@ def shown(tab, updates) -> dict:
     """elem_id -> value, of what is visible afterwards."""
     values = {}
     for block, update in updates.items():
-        update = update if isinstance(update, dict) else update.constructor_args if isinstance(update, gr.LinePlot) else {"value": update}
+        update = (
+            update
+            if isinstance(update, dict)
+            else update.constructor_args
+            if isinstance(update, gr.LinePlot)
+            else {"value": update}
+        )
         if update.get("elem_classes") != "unused":
             values[block.elem_id or type(block).__name__] = update.get("value")
     return values
@@ -44,7 +50,11 @@ def shown(tab, updates) -> dict:
 def test_of_a_training_of_several_parts_the_part_at_work_is_shown(tab, whole):
     found = shown(tab, tab.open(None, None, train.LINEAR, None, None))
     assert found["train-run"] == str(whole / "mine")  # the first of the list
-    assert "Step 300 of 400" in found["train-status"] and "100 s left" not in found["train-status"] and "min left" in found["train-status"]
+    assert (
+        "Step 300 of 400" in found["train-status"]
+        and "100 s left" not in found["train-status"]
+        and "min left" in found["train-status"]
+    )
     assert found["train-figures"] == ["loss"] and len(found["train-plot"]) == 30
     assert found["train-samples"].getpixel((0, 0)) == (300 % 256, 0, 0) and found["train-older"] == 300
     assert "train-reconstructions" not in found and "train-empty" not in found
@@ -101,11 +111,16 @@ def test_without_a_training_there_is_the_command_to_start_one(tiny_pipeline, tmp
 def test_a_log_that_is_damaged_hostile_or_endless_is_read_as_far_as_it_goes(tmp_path, monkeypatch):
     run = write_training(tmp_path / "run", 30, {"steps": "many"}, loss=1.0)
     (run / "log.jsonl").write_bytes(
-        b'not json\n[1]\n{"step": "x"}\n{"step": -1}\n{"step": 99999999999999}\n' + b"[" * 100_000 + b"\n\xff\xfe\n"
-        + line(10, 1.0, loss=1.0).encode() + line(20, 2.0, loss=2.0).encode() + line(30, 3.0, loss=3.0).encode()
+        b'not json\n[1]\n{"step": "x"}\n{"step": -1}\n{"step": 99999999999999}\n'
+        + b"[" * 100_000
+        + b"\n\xff\xfe\n"
+        + line(10, 1.0, loss=1.0).encode()
+        + line(20, 2.0, loss=2.0).encode()
+        + line(30, 3.0, loss=3.0).encode()
         + b'{"step": 20, "time": NaN, "loss": NaN, "psnr": Infinity, "text": "x", "flag": true, "big": 1e999}\n'
-        + line(40, 900.0, loss=4.0, **{f"figure{i}": i for i in range(200)}).encode() + b'{"step": 50, "lo'
-    )  # fmt: skip
+        + line(40, 900.0, loss=4.0, **{f"figure{i}": i for i in range(200)}).encode()
+        + b'{"step": 50, "lo'
+    )
     found = runs.read_run(run)
     assert (found.step, found.steps) == (40, None) and found.curves["loss"] == [(10, 1.0), (40, 4.0)]  # it went on from 10
     assert len(found.curves) == runs.FIGURES and "psnr" not in found.curves and "flag" not in found.curves
@@ -172,9 +187,16 @@ def test_strangers_have_no_train_tab_and_none_of_its_endpoints(tiny_pipeline, tm
     assert of_train(True, tmp_path) == 0
 
 
-@pytest.mark.parametrize("host, public, share, login, own", [
-    ("127.0.0.1", False, False, False, True), ("localhost", False, False, False, True), ("0.0.0.0", False, False, False, False),
-    ("127.0.0.1", False, True, False, False), ("127.0.0.1", True, False, True, False), ("0.0.0.0", False, True, True, True),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "host, public, share, login, own",
+    [
+        ("127.0.0.1", False, False, False, True),
+        ("localhost", False, False, False, True),
+        ("0.0.0.0", False, False, False, False),
+        ("127.0.0.1", False, True, False, False),
+        ("127.0.0.1", True, False, True, False),
+        ("0.0.0.0", False, True, True, True),
+    ],
+)
 def test_whose_page_it_is(host, public, share, login, own):
     assert app.is_own(argparse.Namespace(host=host, public=public, share=share), login) is own

@@ -27,9 +27,23 @@ def folder(tmp_path_factory):
 
 def arguments(folder, out, *more) -> list[str]:
     return [
-        "--data", str(folder), "--out", str(out), "--text-tokenizer", str(folder / "text_tokenizer"), "--cpu", "--workers", "0",
-        "--samples", "64", "--batch-size", "8", "--learning-rate", "0.001", *more,
-    ]  # fmt: skip
+        "--data",
+        str(folder),
+        "--out",
+        str(out),
+        "--text-tokenizer",
+        str(folder / "text_tokenizer"),
+        "--cpu",
+        "--workers",
+        "0",
+        "--samples",
+        "64",
+        "--batch-size",
+        "8",
+        "--learning-rate",
+        "0.001",
+        *more,
+    ]
 
 
 @pytest.fixture(scope="module")

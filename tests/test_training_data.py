@@ -21,8 +21,15 @@ from dalle_core.training import data as training_data
 from dalle_core.training import emoji, text_tokenizer
 from dalle_core.training.captions import place
 from dalle_core.training.data import (
-    add_data_arguments, as_pixels, batches, first_captions, first_pictures, in_order, open_dataset, open_from,
-)  # fmt: skip
+    add_data_arguments,
+    as_pixels,
+    batches,
+    first_captions,
+    first_pictures,
+    in_order,
+    open_dataset,
+    open_from,
+)
 from dalle_core.training.emoji_words import caption
 from dalle_core.training.loop import learning_rate
 from dalle_core.training.pictures import PictureStream
@@ -185,12 +192,23 @@ def colours(dataset) -> list[tuple]:
 
 
 def both_parts(dataset) -> list[str]:
-    return sorted([caption for i in range(len(dataset)) for caption in [dataset.caption(i)]]
-                  + [caption for _, caption in dataset.held_out("caption", 1000)])  # fmt: skip
+    return sorted(
+        [caption for i in range(len(dataset)) for caption in [dataset.caption(i)]]
+        + [caption for _, caption in dataset.held_out("caption", 1000)]
+    )
 
 
 def test_every_picture_that_is_named_is_used_whatever_its_name(tmp_path):
-    names = ["test tubes.jpg", "validation.png", "test/1.png", "train/1.png", "[a].png", "a#b%20c.png", "狐狸.png", "été 1.webp"]
+    names = [
+        "test tubes.jpg",
+        "validation.png",
+        "test/1.png",
+        "train/1.png",
+        "[a].png",
+        "a#b%20c.png",
+        "狐狸.png",
+        "été 1.webp",
+    ]
     names += ["*?.png"] if sys.platform != "win32" else []
     folder = write_folder(tmp_path / "pictures [1] #2 %41 狐", {name: f"caption {i}" for i, name in enumerate(names)})
     dataset = open_dataset(folder, 4)
@@ -213,7 +231,7 @@ def test_metadata_as_editors_save_it(tmp_path, ending, mark):
 def test_csv_several_columns_and_a_licence(tmp_path):
     for i in range(3):
         Image.new("RGB", (8, 8), colour(i)).save(tmp_path / f"{i}.png")
-    rows = ['name,long,short', '0.png,"a fox, ""red""\nand\u2028wild",fox', "1.png,,banana", "2.png,two pears,pears"]
+    rows = ["name,long,short", '0.png,"a fox, ""red""\nand\u2028wild",fox', "1.png,,banana", "2.png,two pears,pears"]
     (tmp_path / "metadata.csv").write_bytes("\ufeff".encode() + "\r\n".join(rows).encode())
     (tmp_path / "README.md").write_text("---\nlicense: cc-by-4.0\n---\n", encoding="utf-8")
     dataset = open_dataset(tmp_path, 8, captions=["long", "short"], image="name")
@@ -248,12 +266,15 @@ def test_what_cannot_be_used_is_counted_and_named(tmp_path, capsys):
     dataset = open_from(parser.parse_args(["--data", str(folder), "--allow-bad", "0.2"]), image_size=4)
     said = capsys.readouterr().out
     for words in (
-        "lines without a picture: 1 (gone.png)", "pictures without a line: 1 (alone.png)",
-        "empty captions: 1 (metadata.jsonl, line 97)", "captions over 4,000 characters: 1 (metadata.jsonl, line 98)",
+        "lines without a picture: 1 (gone.png)",
+        "pictures without a line: 1 (alone.png)",
+        "empty captions: 1 (metadata.jsonl, line 97)",
+        "captions over 4,000 characters: 1 (metadata.jsonl, line 98)",
         "captions that are not text: 6 (metadata.jsonl, line 93",
         "lines that name no picture: 4 (metadata.jsonl, line 90, metadata.jsonl, line 91, metadata.jsonl, line 92, …)",
-        "damaged pictures: 2", "7.png",
-    ):  # fmt: skip
+        "damaged pictures: 2",
+        "7.png",
+    ):
         assert words in said, (words, said)
     assert len(dataset) + len(dataset.kept_out) == 87
     assert f"{len(dataset)} pictures, {len(dataset.kept_out)} kept out" in said
@@ -414,10 +435,12 @@ def hub(monkeypatch, rows, **errors):
         if errors:
             raise errors["error"]
         return types.SimpleNamespace(
-            download_and_prepare=lambda: asked.append("downloaded"), as_dataset=lambda split: asked.append(split) or rows,
-            as_streaming_dataset=lambda split: asked.append(split) or rows.to_iterable_dataset(), hash="commit",
+            download_and_prepare=lambda: asked.append("downloaded"),
+            as_dataset=lambda split: asked.append(split) or rows,
+            as_streaming_dataset=lambda split: asked.append(split) or rows.to_iterable_dataset(),
+            hash="commit",
             info=types.SimpleNamespace(license="mit"),
-        )  # fmt: skip
+        )
 
     monkeypatch.setattr(datasets, "load_dataset_builder", load_dataset_builder)
     return asked
@@ -453,7 +476,7 @@ def read(dataset, *arguments, **options) -> list[tuple]:
     return [
         [(tuple(pixels[:, 0, 0].tolist()), text, int(i)) for pixels, text, i in zip(*batch)]
         for batch in batches(dataset, *arguments, **{"workers": 0} | options)
-    ]  # fmt: skip
+    ]
 
 
 @pytest.fixture

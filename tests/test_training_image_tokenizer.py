@@ -260,9 +260,10 @@ def test_data_sets_go_to_workers_of_any_kind(folder):
     loader = training.batches(open_dataset(folder, 24), 4, 0, 2)
     loader = loader.loader
     dataset, collate, order = pickle.loads(pickle.dumps((loader.dataset, loader.collate_fn, loader.batch_sampler)))
-    ours, theirs = (collate([dataset[key] for key in next(iter(order))]) for dataset, collate, order in (
-        (dataset, collate, order), (loader.dataset, loader.collate_fn, loader.batch_sampler),
-    ))  # fmt: skip
+    ours, theirs = (
+        collate([dataset[key] for key in next(iter(order))])
+        for dataset, collate, order in ((dataset, collate, order), (loader.dataset, loader.collate_fn, loader.batch_sampler))
+    )
     assert torch.equal(ours[0][0], theirs[0][0]) and ours[0][0].shape == (4, 3, 24, 24)
 
 

@@ -32,11 +32,34 @@ def test_a_file_below_the_folder_is_opened(folder):
     assert checked(str(folder / "a" / ".." / "a" / "alias.png"), folder) == Path(os.path.realpath(folder / "a" / "mine.png"))
 
 
-@pytest.mark.parametrize("path", [
-    "../secret.png", "../missing.png", "a/../../secret.png", "a/link.png", "a/up/secret.png", "a/up/missing.png", "a/loop",
-    "a/pipe", "a", "", "/", "/etc/passwd", "/etc/shadow", "/nope", "/etc/passwd/x", "../cache-of-others/x.png", "a/mine.png\0",
-    "a/" + "x" * 5000, "file:///etc/passwd", "http://127.0.0.1/", "data:image/png;base64,AAAA", "/proc/self/mem", "~/x",
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "path",
+    [
+        "../secret.png",
+        "../missing.png",
+        "a/../../secret.png",
+        "a/link.png",
+        "a/up/secret.png",
+        "a/up/missing.png",
+        "a/loop",
+        "a/pipe",
+        "a",
+        "",
+        "/",
+        "/etc/passwd",
+        "/etc/shadow",
+        "/nope",
+        "/etc/passwd/x",
+        "../cache-of-others/x.png",
+        "a/mine.png\0",
+        "a/" + "x" * 5000,
+        "file:///etc/passwd",
+        "http://127.0.0.1/",
+        "data:image/png;base64,AAAA",
+        "/proc/self/mem",
+        "~/x",
+    ],
+)
 def test_everything_else_is_refused_in_the_same_words(folder, path):
     with pytest.raises(InputError) as refused:
         opened(os.path.join(folder, path), folder)
@@ -67,10 +90,16 @@ def test_a_folder_that_is_not_there_holds_nothing(tmp_path):
 
 def damaged(folder, how):
     path, data = folder / "a" / "odd.png", (folder / "a" / "mine.png").read_bytes()
-    path.write_bytes({
-        "cut": data[:50], "text": b"not a picture", "empty": b"", "flipped": data[:45] + b"\xff" + data[46:],
-        "tiff": b"II*\0" + bytes(100), "ps": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n",
-    }[how])  # fmt: skip
+    path.write_bytes(
+        {
+            "cut": data[:50],
+            "text": b"not a picture",
+            "empty": b"",
+            "flipped": data[:45] + b"\xff" + data[46:],
+            "tiff": b"II*\0" + bytes(100),
+            "ps": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n",
+        }[how]
+    )
     return path
 
 
@@ -99,18 +128,21 @@ def odd_pictures(tmp_path):
     damaged_exif = b"Exif\0\0MM\0*\0\0\0\x08\0\x02\x01\x12\0\x03\0\0\0\x01\0\x03\0\0\x01\x1a\0\x02\0\0\0\x01a\0\0\0\0\0\0\0"
     rgb = Image.effect_noise((80, 60), 60).convert("RGB")
     made = {
-        "fine.png": lambda p: rgb.save(p), "palette.png": lambda p: rgb.convert("P").save(p),
-        "cmyk.jpg": lambda p: rgb.convert("CMYK").save(p), "alpha.png": lambda p: rgb.convert("RGBA").save(p),
+        "fine.png": lambda p: rgb.save(p),
+        "palette.png": lambda p: rgb.convert("P").save(p),
+        "cmyk.jpg": lambda p: rgb.convert("CMYK").save(p),
+        "alpha.png": lambda p: rgb.convert("RGBA").save(p),
         "sixteen.png": lambda p: Image.fromarray((np.arange(4800).reshape(60, 80) * 13).astype(np.uint16)).save(p),
         "moving.gif": lambda p: rgb.save(p, save_all=True, append_images=[rgb.rotate(90)]),
-        "text.png": lambda p: p.write_bytes(b"not a picture"), "svg.png": lambda p: p.write_bytes(b"<svg></svg>"),
+        "text.png": lambda p: p.write_bytes(b"not a picture"),
+        "svg.png": lambda p: p.write_bytes(b"<svg></svg>"),
         "cut.png": lambda p: (rgb.save(p), p.write_bytes(p.read_bytes()[:600])),
         "empty.png": lambda p: p.write_bytes(b""),
         "large.png": lambda p: Image.new("1", (10_000, 10_000)).save(p),
         "bomb.png": lambda p: Image.new("1", (20_000, 10_000)).save(p),
         "words.png": lambda p: rgb.save(p, pnginfo=text_bomb),
         "odd-exif.jpg": lambda p: rgb.save(p, exif=damaged_exif),
-    }  # fmt: skip
+    }
     for name, write in made.items():
         write(tmp_path / name)
     return tmp_path

@@ -44,19 +44,40 @@ def test_things_without_a_line_keep_the_names_that_they_come_with():
     assert thing == words.Thing("", ("thing",), "个", ("物",))
 
 
-@pytest.mark.parametrize("name, expected", [
-    ("apple", "an apple"), ("unicorn", "a unicorn"), ("bus", "a bus"), ("glasses", "glasses"), ("popcorn", "popcorn"),
-    ("mount fuji", "mount fuji"), ("octopus", "an octopus"), ("suv", "an suv"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "name, expected",
+    [
+        ("apple", "an apple"),
+        ("unicorn", "a unicorn"),
+        ("bus", "a bus"),
+        ("glasses", "glasses"),
+        ("popcorn", "popcorn"),
+        ("mount fuji", "mount fuji"),
+        ("octopus", "an octopus"),
+        ("suv", "an suv"),
+    ],
+)
 def test_articles(name, expected):
     assert words.article(name) == expected
 
 
-@pytest.mark.parametrize("name, expected", [
-    ("fox", "foxes"), ("bus", "buses"), ("wolf", "wolves"), ("mouse", "mice"), ("glass of milk", "glasses of milk"),
-    ("potato", "potatoes"), ("taco", "tacos"), ("cherries", "cherries"), ("heart with arrow", "hearts with arrow"),
-    ("strawberry", "strawberries"), ("monkey", "monkeys"), ("maple leaf", "maple leaves"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "name, expected",
+    [
+        ("fox", "foxes"),
+        ("bus", "buses"),
+        ("wolf", "wolves"),
+        ("mouse", "mice"),
+        ("glass of milk", "glasses of milk"),
+        ("potato", "potatoes"),
+        ("taco", "tacos"),
+        ("cherries", "cherries"),
+        ("heart with arrow", "hearts with arrow"),
+        ("strawberry", "strawberries"),
+        ("monkey", "monkeys"),
+        ("maple leaf", "maple leaves"),
+    ],
+)
 def test_plurals(name, expected):
     assert words.plural(name) == expected
 
@@ -88,9 +109,19 @@ def test_colours_are_those_of_the_icon():
             sprite[16:48, 16 + k * 32 // len(colours) : 48] = (*colour, 255)
         return sprite
 
-    for name, rgb in {"red": (221, 46, 68), "yellow": (255, 204, 77), "green": (119, 178, 85), "blue": (85, 172, 238),
-                      "purple": (146, 102, 204), "brown": (138, 75, 56), "black": (30, 30, 30), "white": (250, 250, 250),
-                      "orange": (244, 144, 12), "pink": (244, 171, 186), "grey": (153, 160, 166)}.items():  # fmt: skip
+    for name, rgb in {
+        "red": (221, 46, 68),
+        "yellow": (255, 204, 77),
+        "green": (119, 178, 85),
+        "blue": (85, 172, 238),
+        "purple": (146, 102, 204),
+        "brown": (138, 75, 56),
+        "black": (30, 30, 30),
+        "white": (250, 250, 250),
+        "orange": (244, 144, 12),
+        "pink": (244, 171, 186),
+        "grey": (153, 160, 166),
+    }.items():
         assert words.colour(square(rgb)) == name
     assert words.colour(square((221, 46, 68), (85, 172, 238))) is None  # half and half
     assert words.colour(np.zeros((64, 64, 4), np.uint8)) is None  # nothing to see
@@ -124,15 +155,21 @@ def test_every_caption_is_known(vocabulary, tmp_path):
     assert {text: found for text in texts if (found := unknown_words(text, known))} == {}
 
 
-@pytest.mark.parametrize("prompt, expected", [
-    ("a kitten and a robt on a purple background", [("kitten", ["cat"]), ("robt", ["robot"])]),
-    ("Two KITTENS, please!", [("kittens", ["cat"])]),
-    ("an animal", [("animal", ["fox", "cat"])]),
-    ("a picture of an astronaut", [("astronaut", [])]),
-    ("a zebra-fox", [("zebra", [])]),
-    ("一只恐龙和宠物", [("恐龙", []), ("宠物", ["猫"])]),
-    ("一只小猫和苹果", []), ("two cats next to the pizza, noto style", []), ("🦊 !!", []), ("", []),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "prompt, expected",
+    [
+        ("a kitten and a robt on a purple background", [("kitten", ["cat"]), ("robt", ["robot"])]),
+        ("Two KITTENS, please!", [("kittens", ["cat"])]),
+        ("an animal", [("animal", ["fox", "cat"])]),
+        ("a picture of an astronaut", [("astronaut", [])]),
+        ("a zebra-fox", [("zebra", [])]),
+        ("一只恐龙和宠物", [("恐龙", []), ("宠物", ["猫"])]),
+        ("一只小猫和苹果", []),
+        ("two cats next to the pizza, noto style", []),
+        ("🦊 !!", []),
+        ("", []),
+    ],
+)
 def test_unknown_words_and_their_nearest(vocabulary, prompt, expected):
     assert unknown_words(prompt, Vocabulary.of(vocabulary)) == expected
 
@@ -142,12 +179,19 @@ def test_a_long_prompt_is_answered_shortly(vocabulary):
     assert len(found) == MAX_UNKNOWN
 
 
-@pytest.mark.parametrize("config, said", [
-    ([], "words and near"), ({"words": "a"}, "words and near"), ({"words": ["a"], "near": {}}, "must be a text"),
-    ({"words": "a", "near": {"b": 1}}, "a text for each"), ({"words": "a", "near": [1]}, "near an object"),
-    ({"words": "a" * 101, "near": {}}, "are the most"), ({"words": "a " * 20_001, "near": {}}, "are the most"),
-    ({"words": "a", "near": {}, "code": "b"}, "nothing else"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "config, said",
+    [
+        ([], "words and near"),
+        ({"words": "a"}, "words and near"),
+        ({"words": ["a"], "near": {}}, "must be a text"),
+        ({"words": "a", "near": {"b": 1}}, "a text for each"),
+        ({"words": "a", "near": [1]}, "near an object"),
+        ({"words": "a" * 101, "near": {}}, "are the most"),
+        ({"words": "a " * 20_001, "near": {}}, "are the most"),
+        ({"words": "a", "near": {}, "code": "b"}, "nothing else"),
+    ],
+)
 def test_a_vocabulary_is_checked(config, said):
     with pytest.raises(InputError, match=said):
         Vocabulary.of(config)

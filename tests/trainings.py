@@ -18,7 +18,10 @@ def write_training(run: Path, steps: int, arguments: dict, pictures: dict[str, l
     (run / "pictures").mkdir(parents=True)
     (run / "config.json").write_text(json.dumps({"arguments": arguments, "versions": {}}), encoding="utf-8")
     start = time.time() - steps
-    rows = [line(s, start + s, **{name: value * 0.5 ** (s / 100) for name, value in figures.items()}) for s in range(10, steps + 1, 10)]
+    rows = [
+        line(s, start + s, **{name: value * 0.5 ** (s / 100) for name, value in figures.items()})
+        for s in range(10, steps + 1, 10)
+    ]
     (run / "log.jsonl").write_text("".join(rows), encoding="utf-8")
     for kind, found in pictures.items():
         for step in found:

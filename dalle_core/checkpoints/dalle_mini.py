@@ -23,8 +23,15 @@ GOLDEN = {"Donald Trump in Animal Crossing": [0, 7083, 3252, 91, 2203, 7807, 2]}
 LICENCE = "Apache-2.0"
 DEFAULTS = {"num_candidates": 9, "temperature": 1.0, "top_k": 50, "top_p": 1.0, "guidance_scale": 10.0}
 # What the prior's config.json must say; other variants of the architecture were never published.
-REQUIRED = {"ln_positions": "normformer", "use_glu": True, "use_bias": False, "ln_type": "layernorm",
-            "scale_embedding": False, "use_head_scale": False, "use_cosine_attention": False}  # fmt: skip
+REQUIRED = {
+    "ln_positions": "normformer",
+    "use_glu": True,
+    "use_bias": False,
+    "ln_type": "layernorm",
+    "scale_embedding": False,
+    "use_head_scale": False,
+    "use_cosine_attention": False,
+}
 
 
 def find(folder: Path) -> dict[str, Path] | None:
@@ -96,8 +103,17 @@ def read_flax(path: Path) -> dict[str, torch.Tensor]:
     try:
         with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             # A length is never more than the file's: what a damaged file declares is not allocated.
-            tree = msgpack.unpackb(data, raw=False, strict_map_key=False, ext_hook=extension, max_ext_len=size,
-                                   max_bin_len=size, max_str_len=1000, max_map_len=100_000, max_array_len=0)  # fmt: skip
+            tree = msgpack.unpackb(
+                data,
+                raw=False,
+                strict_map_key=False,
+                ext_hook=extension,
+                max_ext_len=size,
+                max_bin_len=size,
+                max_str_len=1000,
+                max_map_len=100_000,
+                max_array_len=0,
+            )
         return dict(_flatten(tree, "", 0))
     except (ValueError, TypeError, RecursionError, msgpack.UnpackException) as error:
         raise ModelError(f"{path} cannot be read as flax weights ({str(error)[:200]}). Download it again.") from None
@@ -117,9 +133,12 @@ def _flatten(tree, prefix: str, depth: int):
 
 ATTENTION = {f"{part}_proj/kernel": f"{part}_proj.weight" for part in ("q", "k", "v", "out")}
 GLU = {
-    "LayerNorm_0/bias": "ln0.bias", "LayerNorm_1/bias": "ln1.bias",
-    "Dense_0/kernel": "fc0.weight", "Dense_1/kernel": "fc1.weight", "Dense_2/kernel": "fc2.weight",
-}  # fmt: skip
+    "LayerNorm_0/bias": "ln0.bias",
+    "LayerNorm_1/bias": "ln1.bias",
+    "Dense_0/kernel": "fc0.weight",
+    "Dense_1/kernel": "fc1.weight",
+    "Dense_2/kernel": "fc2.weight",
+}
 LAYER = {
     "LayerNorm_0/bias": "pre_self_attn_layer_norm.bias",
     "LayerNorm_1/scale": "self_attn_layer_norm.weight",
@@ -169,7 +188,9 @@ def vqgan_tensors(flat: dict[str, torch.Tensor], path: Path) -> Tensors:
         *parts, leaf = key.split("/")
         below_mid = "mid" in parts
         # down_0/block_1 -> down.0.block.1; mid/block_1 stays, there the number is part of the name.
-        names = [part if below_mid else part.replace("_", ".") if part.rpartition("_")[2].isdecimal() else part for part in parts]
+        names = [
+            part if below_mid else part.replace("_", ".") if part.rpartition("_")[2].isdecimal() else part for part in parts
+        ]
         leaf = {"kernel": "weight", "scale": "weight", "embedding": "weight"}.get(leaf, leaf)
         result[".".join([*names, leaf])] = value.permute(3, 2, 0, 1) if value.ndim == 4 else value
     return Tensors(path, result)

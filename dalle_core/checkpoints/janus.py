@@ -42,9 +42,13 @@ SYSTEM = (
 # What config.json says of the language model's sizes, and LlamaPrior's names. The 7B's leaves out what transformers'
 # LlamaConfig has as its default: of what does not follow from the weights, 32 heads.
 LANGUAGE = {
-    "vocab_size": "text_vocab_size", "hidden_size": "hidden_size", "intermediate_size": "ffn_size",
-    "num_hidden_layers": "num_layers", "num_attention_heads": "num_heads", "num_key_value_heads": "num_kv_heads",
-}  # fmt: skip
+    "vocab_size": "text_vocab_size",
+    "hidden_size": "hidden_size",
+    "intermediate_size": "ffn_size",
+    "num_hidden_layers": "num_layers",
+    "num_attention_heads": "num_heads",
+    "num_key_value_heads": "num_kv_heads",
+}
 HEADS = 32
 
 
@@ -109,7 +113,7 @@ def read_weights(paths: list[Path], original: bool) -> tuple[Tensors, Tensors]:
             if key in taken:
                 raise ModelError(f"{path}: the key {key} is in {taken[key].name}, too. Download both again.")
             taken[key] = path
-            for name, part in (_originals(key, value) if original else [(key.removeprefix("model."), value)]):
+            for name, part in _originals(key, value) if original else [(key.removeprefix("model."), value)]:
                 tensors[name], said[name] = part, f"{path}: {key}"
     levels = 1 + max((int(found[1]) for name in tensors if (found := _DECODER_LEVEL.match(name))), default=-1)
     main, vq = {}, {}
@@ -190,10 +194,19 @@ def convert_prior(file: Tensors, said: dict, config: Path) -> LlamaPrior:
         raise ModelError(f"{config}: num_attention_heads is {str(heads)[:20]}, into which the width {width} does not go.")
     kv_heads = keys // (width // heads)
     sizes = dict(
-        text_vocab_size=vocabulary, text_length=TEXT_LENGTH, image_vocab_size=codes, image_length=patches,
-        num_layers=file.count("language_model.layers."), num_heads=heads, num_kv_heads=kv_heads, hidden_size=width,
-        ffn_size=ffn, code_size=code_size, norm_eps=_norm_eps(said, config), rope_theta=_rope_theta(said, config),
-    )  # fmt: skip
+        text_vocab_size=vocabulary,
+        text_length=TEXT_LENGTH,
+        image_vocab_size=codes,
+        image_length=patches,
+        num_layers=file.count("language_model.layers."),
+        num_heads=heads,
+        num_kv_heads=kv_heads,
+        hidden_size=width,
+        ffn_size=ffn,
+        code_size=code_size,
+        norm_eps=_norm_eps(said, config),
+        rope_theta=_rope_theta(said, config),
+    )
     if heads % kv_heads or math.isqrt(patches) ** 2 != patches:
         raise ModelError(f"{file.path}: {heads} heads of queries, {kv_heads} of keys, {patches} image tokens are no Janus.")
     for key, ours in LANGUAGE.items():
@@ -279,13 +292,24 @@ def convert_describer(file: Tensors, prior: LlamaPrior, config: dict, path: Path
     vocabulary, hidden = prior.config.text_vocab_size, prior.config.hidden_size
     with torch.device("meta"):
         describer = Describer(
-            vocab_size=vocabulary, hidden_size=hidden, question_template=question,
-            num_layers=file.count("vision_model.encoder.layers."), num_heads=heads, vision_size=width, mlp_size=mlp,
-            patch_size=patch, image_size=patch * math.isqrt(patches),
-        ).eval()  # fmt: skip
+            vocab_size=vocabulary,
+            hidden_size=hidden,
+            question_template=question,
+            num_layers=file.count("vision_model.encoder.layers."),
+            num_heads=heads,
+            vision_size=width,
+            mlp_size=mlp,
+            patch_size=patch,
+            image_size=patch * math.isqrt(patches),
+        ).eval()
     said_tied = config.get("model_type") == "janus" and config.get("tie_word_embeddings", True) is True
     tied = "lm_head.weight" not in file and said_tied
-    names = {"aligner.0": "aligner.fc1", "aligner.2": "aligner.hidden_layers.0", "text_head": "lm_head", "tower": "vision_model"}
+    names = {
+        "aligner.0": "aligner.fc1",
+        "aligner.2": "aligner.hidden_layers.0",
+        "text_head": "lm_head",
+        "tower": "vision_model",
+    }
     state = {}
     for key, value in describer.state_dict().items():
         ours = next(name for name in names if key.startswith(name + "."))

@@ -67,10 +67,16 @@ def convert(files: dict[str, Path]) -> dict:
 
 # What a config.json says of the sizes, and what a BartPrior's config calls it.
 SAID = {
-    "encoder_layers": "encoder_layers", "decoder_layers": "decoder_layers", "d_model": "hidden_size",
-    "encoder_vocab_size": "text_vocab_size", "max_text_length": "text_length", "image_length": "image_length",
-    "encoder_ffn_dim": "ffn_size", "decoder_ffn_dim": "ffn_size", "encoder_attention_heads": "num_heads",
-}  # fmt: skip
+    "encoder_layers": "encoder_layers",
+    "decoder_layers": "decoder_layers",
+    "d_model": "hidden_size",
+    "encoder_vocab_size": "text_vocab_size",
+    "max_text_length": "text_length",
+    "image_length": "image_length",
+    "encoder_ffn_dim": "ffn_size",
+    "decoder_ffn_dim": "ffn_size",
+    "encoder_attention_heads": "num_heads",
+}
 
 
 def convert_prior(encoder: Tensors, decoder: Tensors, said: dict | None = None, config: Path | None = None) -> BartPrior:
@@ -135,9 +141,7 @@ def fill(prior: BartPrior, encoder: Tensors, decoder: Tensors) -> None:
     def norm(ours, file, theirs, size=width, scale=True):
         """A norm before a linear layer has no scale in these files (flax: use_scale=False): ones."""
         state[f"{ours}.bias"] = file.take(f"{theirs}.bias", size)
-        state[f"{ours}.weight"] = (
-            file.take(f"{theirs}.weight", size) if scale else torch.ones_like(state[f"{ours}.bias"])
-        )
+        state[f"{ours}.weight"] = file.take(f"{theirs}.weight", size) if scale else torch.ones_like(state[f"{ours}.bias"])
 
     def attention(ours, file, theirs):
         q, k, v, state[f"{ours}.out.weight"] = (
@@ -193,7 +197,9 @@ def text_tokenizer(vocab: Path, merges: Path) -> PreTrainedTokenizerFast:
     try:
         tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=pairs, unk_token="<unk>"))
         # min-dalle cuts at spaces only, and drops what is empty between two.
-        tokenizer.normalizer = normalizers.Sequence([normalizers.Replace(Regex(" +"), " "), normalizers.Replace(Regex("^ | $"), "")])
+        tokenizer.normalizer = normalizers.Sequence(
+            [normalizers.Replace(Regex(" +"), " "), normalizers.Replace(Regex("^ | $"), "")]
+        )
         tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(replacement="Ġ", prepend_scheme="always", split=True)
         tokenizer.post_processor = processors.TemplateProcessing(
             single="<s> $A </s>", special_tokens=[(mark, vocabulary[mark]) for mark in ("<s>", "</s>")]

@@ -52,8 +52,14 @@ def convert_prior(file: Tensors, config: Path) -> GPTPrior:
     texts, width = file.shape("tok_emb_txt.weight", 2)
     text_length, image_length = (file.shape(f"pos_emb_{part}.weight", 2)[0] for part in ("txt", "img"))
     images, layers = file.shape("tok_emb_img.weight", 2)[0], file.count("blocks.")
-    said = {"n_heads": width // HEAD_SIZE, "embed_dim": width, "n_layers": layers, "ctx_len_txt": text_length,
-            "ctx_len_img": image_length, "gelu_use_approx": False} | _hparams(config)  # fmt: skip
+    said = {
+        "n_heads": width // HEAD_SIZE,
+        "embed_dim": width,
+        "n_layers": layers,
+        "ctx_len_txt": text_length,
+        "ctx_len_img": image_length,
+        "gelu_use_approx": False,
+    } | _hparams(config)
     heads = said["n_heads"]
     for key in ("n_heads", "embed_dim", "n_layers", "ctx_len_txt", "ctx_len_img"):
         if type(said[key]) is not int or not 0 < said[key] < 10**12:  # not printed: it may be long
@@ -88,7 +94,12 @@ def convert_prior(file: Tensors, config: Path) -> GPTPrior:
             state[f"{block}.attn.proj.{leaf}"] = file.take(f"{block}.attn.proj.{leaf}", *shape)
             for norm in ("ln1", "ln2"):
                 state[f"{block}.{norm}.{leaf}"] = file.take(f"{block}.{norm}.{leaf}", width)
-        for name, *shape in (("0.weight", 4 * width, width), ("0.bias", 4 * width), ("2.weight", width, 4 * width), ("2.bias", width)):
+        for name, *shape in (
+            ("0.weight", 4 * width, width),
+            ("0.bias", 4 * width),
+            ("2.weight", width, 4 * width),
+            ("2.bias", width),
+        ):
             state[f"{block}.mlp.{name}"] = file.take(f"{block}.mlp.{name}", *shape)
     file.finish()
     prior.load_state_dict(state, strict=True, assign=True)

@@ -59,9 +59,16 @@ def convert(file: Tensors, pixels_from_zero: bool, codebook: str = "quantize.emb
 
 
 RENAMED = {
-    "conv_shortcut": "nin_shortcut", "group_norm": "norm", "to_q": "q", "to_k": "k", "to_v": "v", "to_out": "proj_out",
-    "conv_norm_out": "norm_out", "downsamplers": "downsample", "upsamplers": "upsample",
-}  # fmt: skip
+    "conv_shortcut": "nin_shortcut",
+    "group_norm": "norm",
+    "to_q": "q",
+    "to_k": "k",
+    "to_v": "v",
+    "to_out": "proj_out",
+    "conv_norm_out": "norm_out",
+    "downsamplers": "downsample",
+    "upsamplers": "upsample",
+}
 
 
 def _taming_name(key: str, levels: int) -> str:

@@ -55,9 +55,7 @@ class Block(nn.Module):
         self.ln1 = nn.LayerNorm(hidden_size)
         self.attn = Attention(hidden_size, num_heads)
         self.ln2 = nn.LayerNorm(hidden_size)
-        self.mlp = nn.Sequential(
-            nn.Linear(hidden_size, 4 * hidden_size), nn.GELU(), nn.Linear(4 * hidden_size, hidden_size)
-        )
+        self.mlp = nn.Sequential(nn.Linear(hidden_size, 4 * hidden_size), nn.GELU(), nn.Linear(4 * hidden_size, hidden_size))
 
     def forward(self, x, caches: Groups | None = None):
         x = x + self.attn(self.ln1(x), caches)

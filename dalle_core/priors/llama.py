@@ -129,16 +129,10 @@ class LlamaPrior(ModelMixin, ConfigMixin):
         super().__init__()
         self.text_embedding = nn.Embedding(text_vocab_size, hidden_size)
         self.image_embedding = nn.Embedding(image_vocab_size, code_size)
-        self.image_aligner = nn.Sequential(
-            nn.Linear(code_size, hidden_size), nn.GELU(), nn.Linear(hidden_size, hidden_size)
-        )
-        self.blocks = nn.ModuleList(
-            Block(hidden_size, num_heads, num_kv_heads, ffn_size, norm_eps) for _ in range(num_layers)
-        )
+        self.image_aligner = nn.Sequential(nn.Linear(code_size, hidden_size), nn.GELU(), nn.Linear(hidden_size, hidden_size))
+        self.blocks = nn.ModuleList(Block(hidden_size, num_heads, num_kv_heads, ffn_size, norm_eps) for _ in range(num_layers))
         self.norm = RMSNorm(hidden_size, norm_eps)
-        self.head = nn.Sequential(
-            nn.Linear(hidden_size, hidden_size), nn.GELU(), nn.Linear(hidden_size, image_vocab_size)
-        )
+        self.head = nn.Sequential(nn.Linear(hidden_size, hidden_size), nn.GELU(), nn.Linear(hidden_size, image_vocab_size))
 
     def forward(self, text_ids: torch.Tensor, image_ids: torch.Tensor) -> torch.Tensor:
         """text_ids [B, T], image_ids [B, n] -> logits [B, n + 1, V] of the image tokens 0 ... n."""

@@ -39,9 +39,12 @@ PUBLIC = Budget(
 )  # for strangers; 960 candidates are 60 grids of 16
 # How a sentence names them, and units of the budget in one such.
 WORDS = {
-    "candidates": ("candidates", 1), "previews": ("previews of pictures", 1), "labels": ("labels", 1),
-    "upload_bytes": ("MB of uploads", 2**20), "seconds": ("seconds of drawing", 1),
-}  # fmt: skip
+    "candidates": ("candidates", 1),
+    "previews": ("previews of pictures", 1),
+    "labels": ("labels", 1),
+    "upload_bytes": ("MB of uploads", 2**20),
+    "seconds": ("seconds of drawing", 1),
+}
 MILLI = 1000  # seconds are charged in thousandths
 
 
@@ -63,8 +66,9 @@ class Budgets:
         self._lock = threading.Lock()
         self._items = {
             kind: RateLimitItemPerSecond(most * MILLI if kind == "seconds" else most, budget.window, namespace=kind)
-            for kind in WORDS if (most := getattr(budget, kind)) is not None
-        }  # fmt: skip
+            for kind in WORDS
+            if (most := getattr(budget, kind)) is not None
+        }
 
     def spend(self, visitor: str, **amounts: int) -> None:
         """Takes candidates, previews, labels, upload_bytes: all of them, or none. Raises Busy."""

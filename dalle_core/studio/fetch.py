@@ -33,9 +33,11 @@ async def _fetched(url: str) -> bytes:
             raise InputError(NOWHERE)
         # Connects to the very address that was judged: the name may mean another one a moment later.
         request = {
-            "url": parsed.copy_with(host=await public_address(parsed.host)), "headers": {"Host": parsed.netloc.decode()},
-            "extensions": {"sni_hostname": parsed.host}, "timeout": LONGEST,
-        }  # fmt: skip
+            "url": parsed.copy_with(host=await public_address(parsed.host)),
+            "headers": {"Host": parsed.netloc.decode()},
+            "extensions": {"sni_hostname": parsed.host},
+            "timeout": LONGEST,
+        }
         # trust_env: a proxy would look the name up again.
         async with httpx.AsyncClient(trust_env=False) as client, client.stream("GET", **request) as answer:
             if answer.has_redirect_location:

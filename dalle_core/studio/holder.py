@@ -44,10 +44,23 @@ class Loaded:
         # Of a large image tokenizer previews take seconds: too long, where the tokens do not take minutes.
         dear = numbers_of(pipe.image_tokenizer) > 20_000_000 and numbers_of(pipe.prior) < 1_000_000_000
         return cls(
-            source, model or source, pipe.name, pipe.revision, pipe.limits, pipe.defaults, pipe.examples, list(pipe.config.labels), pipe.image_size,
-            pipe.config.licence, str(pipe.prior.device), pipe.prior.dtype, pipe.prior.config, parts_of(pipe),
-            0 if dear and pipe.device.type == "cpu" else 2 * pipe.grid_size, pipe.answers,
-        )  # fmt: skip
+            source,
+            model or source,
+            pipe.name,
+            pipe.revision,
+            pipe.limits,
+            pipe.defaults,
+            pipe.examples,
+            list(pipe.config.labels),
+            pipe.image_size,
+            pipe.config.licence,
+            str(pipe.prior.device),
+            pipe.prior.dtype,
+            pipe.prior.config,
+            parts_of(pipe),
+            0 if dear and pipe.device.type == "cpu" else 2 * pipe.grid_size,
+            pipe.answers,
+        )
 
     @property
     def bytes(self) -> int:
@@ -70,8 +83,9 @@ def numbers_of(part: torch.nn.Module) -> int:
 def parts_of(pipe: DallePipeline) -> tuple[tuple[str, str, int, str], ...]:
     return tuple(
         (name, type(part).__name__, numbers_of(part), str(part.dtype).removeprefix("torch."))
-        for name, part in pipe.components.items() if isinstance(part, torch.nn.Module)
-    )  # fmt: skip
+        for name, part in pipe.components.items()
+        if isinstance(part, torch.nn.Module)
+    )
 
 
 class ModelHolder:
@@ -82,9 +96,13 @@ class ModelHolder:
     """
 
     def __init__(
-        self, pipe: DallePipeline, source: str, load: Callable | None = None, download: Callable | None = None,
+        self,
+        pipe: DallePipeline,
+        source: str,
+        load: Callable | None = None,
+        download: Callable | None = None,
         model: str | None = None,
-    ):  # fmt: skip
+    ):
         self.source, self.load, self.download = source, load, download
         self.with_lora = {source: model} if model else {}
         self.loaded = Loaded.of(source, pipe, model)  # of the last one that was there
@@ -96,7 +114,7 @@ class ModelHolder:
 
     @property
     def state(self) -> str:
-        """"ready", "loading" or "failed"."""
+        """One of "ready", "loading" and "failed"."""
         return "loading" if self._changing else "failed" if self._pipe is None else "ready"
 
     def model_of(self, source: str) -> str:
@@ -216,4 +234,6 @@ class ModelHolder:
     def _fail(self, source: str, error: Exception) -> None:
         log.error("no model is loaded", exc_info=error)
         why = str(error) if isinstance(error, (InputError, ModelError)) else "the server's log says why."
-        self.trouble = f"No model is loaded: {source} could not be loaded again ({why.rstrip('.')}). Choose a model to try again."
+        self.trouble = (
+            f"No model is loaded: {source} could not be loaded again ({why.rstrip('.')}). Choose a model to try again."
+        )

@@ -8,9 +8,13 @@ from dalle_core.request import Limits, number, text
 
 # The link's names -> those of a request.
 NUMBERS = {
-    "seed": "seed", "candidates": "num_candidates", "temperature": "temperature", "top_k": "top_k", "top_p": "top_p",
+    "seed": "seed",
+    "candidates": "num_candidates",
+    "temperature": "temperature",
+    "top_k": "top_k",
+    "top_p": "top_p",
     "guidance": "guidance_scale",
-}  # fmt: skip
+}
 NAMES = ("prompt", "negative", *NUMBERS)
 
 

@@ -121,9 +121,7 @@ def read_entry(text: str, name: str, revision: str, limits: Limits) -> tuple[str
         raise InputError(f"This entry was drawn by another version of the model {model[:60]!r}: only its prompt can be used.")
     try:
         request, varied = from_json(entry, limits)
-        found = [
-            Drawn(request, tokens=unpack(row["tokens"], limits), varied=varied, **read_place(row)) for row in rows
-        ]
+        found = [Drawn(request, tokens=unpack(row["tokens"], limits), varied=varied, **read_place(row)) for row in rows]
         if len({(one.seed, one.index) for one in found}) < len(found):
             raise ValueError("twice the same")
     except DAMAGED:

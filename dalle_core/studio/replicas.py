@@ -140,11 +140,15 @@ def open_replicas(count: int, loading: dict, load_here: Callable[[], DallePipeli
     pipe = load_here()
     environment = dict(ray.get_runtime_context().runtime_env)  # the controller, which starts them, may be another's
     deployment = serve.deployment(
-        Replica, name="replica", num_replicas=count, max_ongoing_requests=TOGETHER,
+        Replica,
+        name="replica",
+        num_replicas=count,
+        max_ongoing_requests=TOGETHER,
         ray_actor_options=asked | {"runtime_env": environment},
-        health_check_period_s=2, graceful_shutdown_timeout_s=5,
+        health_check_period_s=2,
+        graceful_shutdown_timeout_s=5,
         logging_config={"log_level": "ERROR", "enable_access_log": False},
-    )  # fmt: skip
+    )
     try:
         return Replicas(pipe, serve.run(deployment.bind(asked, loading), name=APPLICATION, route_prefix=None))
     except (RuntimeError, RayError) as error:

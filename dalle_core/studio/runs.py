@@ -69,7 +69,9 @@ def choose_run(text: str | None) -> Path:
                 return runs[0]
     except (OSError, ValueError):  # too long a name, a zero byte
         pass
-    raise InputError(f"{str(text or '').strip()[:200]!r} is no folder of a training: it holds no log.jsonl, nor does a folder below it.")
+    raise InputError(
+        f"{str(text or '').strip()[:200]!r} is no folder of a training: it holds no log.jsonl, nor does a folder below it."
+    )
 
 
 def stamp(path: Path) -> tuple[int, int]:
@@ -92,9 +94,7 @@ def read_run(folder: Path) -> Run:
     pictures = {kind: [] for kind in KINDS}
     for number, kind, path in found_pictures(folder / "pictures"):
         pictures[kind].append((number, path))
-    return Run(
-        folder, step, steps, seconds_left(rows, steps), is_fresh(folder), curves(rows), pictures, config,
-    )  # fmt: skip
+    return Run(folder, step, steps, seconds_left(rows, steps), is_fresh(folder), curves(rows), pictures, config)
 
 
 def is_fresh(folder: Path) -> bool:
@@ -104,7 +104,9 @@ def is_fresh(folder: Path) -> bool:
 
 def can_draw(folder: Path) -> bool:
     """Whether a training has written weights of a prior yet."""
-    return any((folder / file).is_file() for file in ("prior/config.json", "model/model_index.json", "lora/adapter_config.json"))
+    return any(
+        (folder / file).is_file() for file in ("prior/config.json", "model/model_index.json", "lora/adapter_config.json")
+    )
 
 
 def found_pictures(folder: Path) -> list[tuple[int, str, Path]]:
@@ -146,9 +148,10 @@ def numbers(line: bytes) -> dict | None:
     if not isinstance(row, dict) or type(row.get("step")) is not int or not 0 <= row["step"] < 10**9:
         return None
     return {
-        str(name)[:60]: value for name, value in row.items()
+        str(name)[:60]: value
+        for name, value in row.items()
         if type(value) in (int, float) and abs(value) < 1e30  # NaN is not less
-    }  # fmt: skip
+    }
 
 
 def curves(rows: list[dict]) -> dict[str, list[tuple[int, float]]]:

@@ -48,9 +48,13 @@ class Store:
     """
 
     def __init__(
-        self, root: str | Path, max_age: float = 24 * 3600, quota: int = 4 * 2**30, visitor_quota: int = 256 * 2**20,
+        self,
+        root: str | Path,
+        max_age: float = 24 * 3600,
+        quota: int = 4 * 2**30,
+        visitor_quota: int = 256 * 2**20,
         also: Iterable[str | Path] = (),
-    ):  # fmt: skip
+    ):
         self.root, self.also = Path(root), [Path(folder) for folder in also]
         self.max_age, self.quota, self.visitor_quota = max_age, quota, visitor_quota
         self._entries: dict[Path, _Entry] = {}

@@ -300,7 +300,9 @@ class Studio:
         with sentences("Reading the prompts"), self.holder.hold() as pipe:
             return cut_prompts(pipe, rows)
 
-    def augment(self, visitor: str, rows: list[Row], seed: int, threshold: float | None = None) -> Iterator[tuple[Progress, Path]]:
+    def augment(
+        self, visitor: str, rows: list[Row], seed: int, threshold: float | None = None
+    ) -> Iterator[tuple[Progress, Path]]:
         """Draws a data set into a folder of the store: yields (progress, folder)."""
         total = data_set_size(rows)
         with sentences("Drawing"), self.holder.hold():

@@ -13,9 +13,21 @@ from dalle_core.errors import InputError, ModelError
 
 # A run may go on with other values of these. All others define it.
 MAY_CHANGE = {
-    "out", "steps", "samples", "cpu", "precision", "workers", "accumulation", "save_minutes", "keep", "tensorboard",
-    "look_every", "compile", "preset", "allow_bad",
-}  # fmt: skip
+    "out",
+    "steps",
+    "samples",
+    "cpu",
+    "precision",
+    "workers",
+    "accumulation",
+    "save_minutes",
+    "keep",
+    "tensorboard",
+    "look_every",
+    "compile",
+    "preset",
+    "allow_bad",
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser, out: str, batch_size: int | None, precisions=("no", "bf16", "fp16")) -> None:

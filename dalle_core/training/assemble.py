@@ -53,10 +53,20 @@ def examples_of(dataset, count: int = EXAMPLES) -> list[str]:
 
 
 def assemble(
-    out: Path, name: str, licence: str, image_tokenizer: Path, text_tokenizer: Path, prior: Path, clip: str | Path | None = None,
-    examples: list[str] = (), labels: list[str] = (), vocabulary: dict | None = None, sampling: dict | None = None,
-    text_normalizer: str | None = None, card: str | None = None,
-) -> Path:  # fmt: skip
+    out: Path,
+    name: str,
+    licence: str,
+    image_tokenizer: Path,
+    text_tokenizer: Path,
+    prior: Path,
+    clip: str | Path | None = None,
+    examples: list[str] = (),
+    labels: list[str] = (),
+    vocabulary: dict | None = None,
+    sampling: dict | None = None,
+    text_normalizer: str | None = None,
+    card: str | None = None,
+) -> Path:
     """Writes the model `out` of its parts' folders. clip: as `catalogue.open_clip` takes it, None for none; card: its
     README.md; sampling: the defaults of `DallePipeline`. Raises InputError without a name or a licence."""
     for option, value in (("name", name), ("licence", licence)):
@@ -69,9 +79,15 @@ def assemble(
         image_tokenizer=vq,
         text_tokenizer=PreTrainedTokenizerFast.from_pretrained(text_tokenizer),
         prior=open_prior(Path(prior)),
-        name=name, licence=licence, examples=list(examples), labels=list(labels), defaults=defaults,
-        vocabulary=vocabulary, text_normalizer=text_normalizer, **(open_clip(clip) if clip else {}),
-    )  # fmt: skip
+        name=name,
+        licence=licence,
+        examples=list(examples),
+        labels=list(labels),
+        defaults=defaults,
+        vocabulary=vocabulary,
+        text_normalizer=text_normalizer,
+        **(open_clip(clip) if clip else {}),
+    )
     return save_half(pipe, out, card)
 
 
@@ -105,12 +121,17 @@ def of_run(run: Path, target: Path) -> Path:
     if not (run / "prior" / "config.json").is_file():
         raise ModelError(f"{run} holds no weights of a prior yet.")
     parts = {}
-    here = {"image_tokenizer": run.parent / "image_tokenizer" / "image_tokenizer", "text_tokenizer": run.parent / "text_tokenizer"}
+    here = {
+        "image_tokenizer": run.parent / "image_tokenizer" / "image_tokenizer",
+        "text_tokenizer": run.parent / "text_tokenizer",
+    }
     for name, beside in here.items():
         folders = [Path(arguments[name])] if isinstance(arguments.get(name), str) else []
         found = [folder for folder in (*folders, beside) if folder.is_dir()]
         if not found:
-            raise ModelError(f"The {name.replace('_', ' ')} that {run} trains with is not at {folders[0] if folders else beside}.")
+            raise ModelError(
+                f"The {name.replace('_', ' ')} that {run} trains with is not at {folders[0] if folders else beside}."
+            )
         parts[name] = found[0]
     clip = run.parent / "clip"
     clip = clip if (clip / "clip_processor").is_dir() else None
@@ -125,7 +146,9 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--licence", required=True, help="of the weights, as CC-BY-4.0")
     add_data_arguments(parser)
     parser.add_argument("--clip", help='folder or Hub id of the CLIP that ranks, or "none" (the trained one)')
-    parser.add_argument("--labels", type=Path, help="names of what it knows, one a line (the data's captions when they are few)")
+    parser.add_argument(
+        "--labels", type=Path, help="names of what it knows, one a line (the data's captions when they are few)"
+    )
     parser.add_argument("--example", action="append", help="a prompt to show on the page; may be repeated (held-out captions)")
     for option, value in SAMPLING.items():
         parser.add_argument(f"--{option.replace('_', '-')}", type=type(value), default=value, help="(%(default)s)")
@@ -143,10 +166,18 @@ def main(arguments: list[str] | None = None) -> None:
         if args.labels:
             labels, vocabulary = sorted(args.labels.read_text(encoding="utf-8").splitlines()), None
         assemble(
-            args.out, args.name, args.licence, args.runs / "image_tokenizer" / "image_tokenizer", args.runs / "text_tokenizer",
-            args.runs / "prior" / "prior", None if args.clip == "none" else args.clip or args.runs / "clip",
-            args.example or examples_of(dataset), labels, vocabulary, {name: getattr(args, name) for name in SAMPLING},
-        )  # fmt: skip
+            args.out,
+            args.name,
+            args.licence,
+            args.runs / "image_tokenizer" / "image_tokenizer",
+            args.runs / "text_tokenizer",
+            args.runs / "prior" / "prior",
+            None if args.clip == "none" else args.clip or args.runs / "clip",
+            args.example or examples_of(dataset),
+            labels,
+            vocabulary,
+            {name: getattr(args, name) for name in SAMPLING},
+        )
         size = sum(path.stat().st_size for path in args.out.rglob("*.safetensors"))
         print(f"{args.out}: {size / 2**20:.1f} MiB of weights")
 

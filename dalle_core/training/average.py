@@ -23,9 +23,10 @@ class Average(EMAModel):
         state = super().state_dict()
         state["shadow_params"] = [
             DTensor.from_local(own, p.device_mesh, p.placements, shape=p.shape, stride=p.stride()).full_tensor()
-            if isinstance(p, DTensor) else own
+            if isinstance(p, DTensor)
+            else own
             for own, p in zip(state["shadow_params"], self.model.parameters(), strict=True)
-        ]  # fmt: skip
+        ]
         return state
 
     def load_state_dict(self, state: dict) -> None:

@@ -102,27 +102,45 @@ def figures_as_text(result: dict | None, command: str) -> str:
         rows.append(f"| {name} | {kind['prompts']} | {kind['reconstruction_psnr']:.1f} dB | {cells} |")
     judge = result.get("judge")
     who = f"The judge is {judge}." if judge else "No CLIP judged."
-    return "\n".join([
-        f"`{command}` measures, on pictures that training never saw:", "",
-        "| held-out pictures | prompts | reconstruction, PSNR | own caption found among all of them |", "| --- | --- | --- | --- |",
-        *rows, "", f"{who} The columns are explained in `dalle_core/training/evaluate.py`. `evaluation.png` shows some of the prompts:",
-        "", "![Real pictures, their reconstructions, and what is drawn](evaluation.png)",
-    ])  # fmt: skip
+    return "\n".join(
+        [
+            f"`{command}` measures, on pictures that training never saw:",
+            "",
+            "| held-out pictures | prompts | reconstruction, PSNR | own caption found among all of them |",
+            "| --- | --- | --- | --- |",
+            *rows,
+            "",
+            f"{who} The columns are explained in `dalle_core/training/evaluate.py`. `evaluation.png` shows some of the prompts:",
+            "",
+            "![Real pictures, their reconstructions, and what is drawn](evaluation.png)",
+        ]
+    )
 
 
 def parts_of(pipe) -> str:
     rows = [
         f"| `{name}` | {type(part).__name__} | {sum(value.numel() for value in part.state_dict().values() if torch.is_tensor(value)):,} |"
-        for name, part in pipe.components.items() if isinstance(part, torch.nn.Module)
-    ]  # fmt: skip
+        for name, part in pipe.components.items()
+        if isinstance(part, torch.nn.Module)
+    ]
     return "\n".join(["\n## Parts\n", "| part | class | numbers |", "| --- | --- | --- |", *rows, ""])
 
 
-def card(name: str, licence: str, what: str, data: str, logs: dict[str, Path], figures: str, parts: str = "", base: str = "") -> str:
+def card(
+    name: str, licence: str, what: str, data: str, logs: dict[str, Path], figures: str, parts: str = "", base: str = ""
+) -> str:
     """logs: the log.jsonl of each step by the step's name; parts: as `parts_of`; base: the model that a LoRA is for."""
     times = [(step, *time_of(log)) for step, log in logs.items()]
     return CARD.format(
-        tag=licence_tag(licence), tags=", lora" if base else "", name=name, what=what, licence=licence, data=data, parts=parts,
-        load=f'"{base}", lora="owner/name"' if base else '"owner/name"', machine=machine(), figures=figures,
+        tag=licence_tag(licence),
+        tags=", lora" if base else "",
+        name=name,
+        what=what,
+        licence=licence,
+        data=data,
+        parts=parts,
+        load=f'"{base}", lora="owner/name"' if base else '"owner/name"',
+        machine=machine(),
+        figures=figures,
         times="\n".join(f"| {step} | {count:,} | {duration(seconds)} |" for step, count, seconds in times),
-    )  # fmt: skip
+    )

@@ -34,16 +34,28 @@ def new_clip(tokenizer: PreTrainedTokenizerFast, image_size: int, text_length: i
     """A small CLIP: 5 layers over 16-pixel patches, 3 layers over text."""
     config = CLIPConfig(
         text_config={
-            "vocab_size": len(tokenizer), "hidden_size": width, "intermediate_size": 4 * width, "num_hidden_layers": 3,
-            "num_attention_heads": width // 32, "max_position_embeddings": text_length, "projection_dim": width,
-            "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id, "bos_token_id": None,
+            "vocab_size": len(tokenizer),
+            "hidden_size": width,
+            "intermediate_size": 4 * width,
+            "num_hidden_layers": 3,
+            "num_attention_heads": width // 32,
+            "max_position_embeddings": text_length,
+            "projection_dim": width,
+            "eos_token_id": tokenizer.eos_token_id,
+            "pad_token_id": tokenizer.pad_token_id,
+            "bos_token_id": None,
         },
         vision_config={
-            "hidden_size": width, "intermediate_size": 4 * width, "num_hidden_layers": 5, "projection_dim": width,
-            "num_attention_heads": width // 32, "image_size": image_size, "patch_size": 16,
+            "hidden_size": width,
+            "intermediate_size": 4 * width,
+            "num_hidden_layers": 5,
+            "projection_dim": width,
+            "num_attention_heads": width // 32,
+            "image_size": image_size,
+            "patch_size": 16,
         },
         projection_dim=width,
-    )  # fmt: skip
+    )
     model = CLIPModel(config)
     # transformers initialises for its own very deep models; unit-variance features train many times as fast here.
     for module in model.modules():

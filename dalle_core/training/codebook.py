@@ -26,8 +26,15 @@ class Codebook(nn.Module):
     of a trained model, and none are drawn at the start.
     """
 
-    def __init__(self, quantizer, warmup: int | None, commitment: float = 0.25, restart_every: int = 50,
-                 settled: float = math.inf, seed: int = 0):  # fmt: skip
+    def __init__(
+        self,
+        quantizer,
+        warmup: int | None,
+        commitment: float = 0.25,
+        restart_every: int = 50,
+        settled: float = math.inf,
+        seed: int = 0,
+    ):
         super().__init__()
         trained, self.seed = warmup is None, seed
         self.warmup = -1 if trained else warmup

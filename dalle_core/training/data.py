@@ -41,9 +41,13 @@ def add_data_arguments(parser: argparse.ArgumentParser, positional: bool = False
     """The arguments that `open_from` reads; the source has no dashes where it is `positional`."""
     group = parser.add_argument_group("training data")
     add = group.add_argument
-    add("data" if positional else "--data", default=CORPUS, metavar="DATA" if positional else "SOURCE",
+    add(
+        "data" if positional else "--data",
+        default=CORPUS,
+        metavar="DATA" if positional else "SOURCE",
         help="the emoji corpus, a folder with metadata.jsonl or metadata.csv, Parquet files, WebDataset tars, or OWNER/NAME of "
-             "the Hub" + " (%(default)s)" * (not positional))  # fmt: skip
+        "the Hub" + " (%(default)s)" * (not positional),
+    )
     add("--captions", nargs="+", metavar="COLUMN", help="columns with captions, or lists of them (text)")
     add("--image", metavar="COLUMN", help="the column with the pictures, where there are several")
     add("--split", help="of a data set of the Hub (train)")
@@ -77,10 +81,18 @@ def say(text: str) -> None:
 
 
 def open_dataset(
-    source: str | Path, image_size: int, seed: int = 0, captions: list[str] | None = None, image: str | None = None,
-    split: str | None = None, subset: str | None = None, streaming: bool = False, random_crop: bool = False, flip: bool = False,
+    source: str | Path,
+    image_size: int,
+    seed: int = 0,
+    captions: list[str] | None = None,
+    image: str | None = None,
+    split: str | None = None,
+    subset: str | None = None,
+    streaming: bool = False,
+    random_crop: bool = False,
+    flip: bool = False,
     allow_bad: float = ALLOW_BAD,
-):  # fmt: skip
+):
     """EmojiCorpus, RankerPictures (a folder of `training.candidates`), Pictures or PictureStream; for the arguments see above.
 
     Code that comes with a data set never runs. Raises InputError when the source cannot be read as any of these, or when
@@ -256,9 +268,15 @@ class Batches:
 
 
 def batches(
-    dataset, batch_size: int, step: int, steps: int, seed: int = 0, workers: int = 1, part: tuple[int, int] = (0, 1),
+    dataset,
+    batch_size: int,
+    step: int,
+    steps: int,
+    seed: int = 0,
+    workers: int = 1,
+    part: tuple[int, int] = (0, 1),
     collate: Callable | None = None,
-) -> Batches:  # fmt: skip
+) -> Batches:
     """This process's slice, `part = (rank, processes)`, of the global batches from `step` to `steps`.
 
     Yields what `collate`, picklable, makes of a list of (pixels [3, H, W] uint8, caption, index); by default (pixels

@@ -37,8 +37,14 @@ PLACES = {
     "two and one": [(0.25, 0.25, 0.46, 0), (0.75, 0.25, 0.46, 0), (0.5, 0.75, 0.46, 1)],
 }
 KINDS = {  # share of each in the corpus
-    "single": 0.55, "pair": 0.27, "above": 0.05, "small": 0.03, "two": 0.04, "three": 0.03, "two and one": 0.03,
-}  # fmt: skip
+    "single": 0.55,
+    "pair": 0.27,
+    "above": 0.05,
+    "small": 0.03,
+    "two": 0.04,
+    "three": 0.03,
+    "two and one": 0.03,
+}
 OF_TWO = {kind for kind, places in PLACES.items() if any(which for *_, which in places)}  # kinds that show two things
 
 
@@ -78,8 +84,7 @@ class EmojiCorpus:
     evaluated_kinds = ("trained", *held_out_kinds)
     block = 1  # with more, that many pictures in a row are alike, see `contrast`
 
-    def __init__(self, folder: str | Path = "data/emoji", seed: int = 0, length: int = 1_000_000,
-                 image_size: int = IMAGE_SIZE):  # fmt: skip
+    def __init__(self, folder: str | Path = "data/emoji", seed: int = 0, length: int = 1_000_000, image_size: int = IMAGE_SIZE):
         self.folder, self.seed, self.length, self.image_size = Path(folder), seed, length, image_size
         if not (self.folder / "sprites.npy").exists():
             raise FileNotFoundError(
@@ -205,9 +210,7 @@ class EmojiCorpus:
         """`_parts` of `contrast`."""
         block, offset = np.random.default_rng((self.seed, i // self.block, 1)), i % self.block
         shared, thing = self._frame(block), self._icon(block)
-        kind, style, background = (
-            ours if rng.random() < 0.5 else theirs for ours, theirs in zip(self._frame(rng), shared)
-        )
+        kind, style, background = (ours if rng.random() < 0.5 else theirs for ours, theirs in zip(self._frame(rng), shared))
         concept, half = self.icons[thing]["concept"], self.block // 2
         group = self.things[concept].group
         alike = [number for number in self.by_style[shared[1]] if self.things[self.icons[number]["concept"]].group == group]

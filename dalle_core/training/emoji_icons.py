@@ -75,7 +75,7 @@ SUBGROUPS = {
     *range(42, 48),  # food and drink
     *(50, 51, 53, 54, 55, 56, 59),  # landscapes, buildings, places, vehicles, sky and weather
     *(60, 62, 65, 68, 71),  # events, sport, clothes, instruments, cameras and lamps
-}  # fmt: skip
+}
 LEFT_OUT = re.compile(
     r"^((wo)?m[ae]n|person|people)\b.+|:|medium|small"
     # near-copies of others, and what is a scene of many small parts
@@ -147,9 +147,7 @@ def prepare(folder: Path) -> None:
     styles = Counter(icon["concept"] for icon in icons)
     icons = [icon for icon in icons if styles[icon["concept"]] >= MIN_STYLES]
 
-    sprites = np.lib.format.open_memmap(
-        folder / "sprites.part.npy", "w+", np.uint8, (len(icons), SPRITE_SIZE, SPRITE_SIZE, 4)
-    )
+    sprites = np.lib.format.open_memmap(folder / "sprites.part.npy", "w+", np.uint8, (len(icons), SPRITE_SIZE, SPRITE_SIZE, 4))
     for i, icon in enumerate(tqdm(icons, desc="rendering", unit="icon")):
         png = bytes(resvg_py.svg_to_bytes(svg_string=icon.pop("svg"), width=SPRITE_SIZE, height=SPRITE_SIZE))
         sprites[i] = np.asarray(Image.open(io.BytesIO(png)).convert("RGBA").resize((SPRITE_SIZE, SPRITE_SIZE)))
@@ -163,9 +161,7 @@ def prepare(folder: Path) -> None:
     concepts = {}
     for code, names in called.items():
         others = [
-            name
-            for name, count in names.items()
-            if count >= 2 and " " in english[code] and len(name) <= len(english[code])
+            name for name, count in names.items() if count >= 2 and " " in english[code] and len(name) <= len(english[code])
         ]
         concepts[code] = {
             "en": [english[code]] + [name for name in others if name != english[code]],

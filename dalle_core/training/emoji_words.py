@@ -69,11 +69,30 @@ def things(concepts: dict) -> dict[str, Thing]:
 # ---------------------------------------------------------------- English nouns
 
 IRREGULAR = {
-    "mouse": "mice", "wolf": "wolves", "leaf": "leaves", "loaf": "loaves", "sheep": "sheep", "deer": "deer", "fish": "fish",
-    "pufferfish": "pufferfish", "blowfish": "blowfish", "shrimp": "shrimp", "squid": "squid", "man": "men", "woman": "women",
-    "snowman": "snowmen", "ox": "oxen", "potato": "potatoes", "tomato": "tomatoes", "volcano": "volcanoes",
-    "tornado": "tornadoes", "buffalo": "buffaloes", "fish cake": "fish cakes", "sashimi": "sashimi", "onigiri": "onigiri",
-}  # fmt: skip
+    "mouse": "mice",
+    "wolf": "wolves",
+    "leaf": "leaves",
+    "loaf": "loaves",
+    "sheep": "sheep",
+    "deer": "deer",
+    "fish": "fish",
+    "pufferfish": "pufferfish",
+    "blowfish": "blowfish",
+    "shrimp": "shrimp",
+    "squid": "squid",
+    "man": "men",
+    "woman": "women",
+    "snowman": "snowmen",
+    "ox": "oxen",
+    "potato": "potatoes",
+    "tomato": "tomatoes",
+    "volcano": "volcanoes",
+    "tornado": "tornadoes",
+    "buffalo": "buffaloes",
+    "fish cake": "fish cakes",
+    "sashimi": "sashimi",
+    "onigiri": "onigiri",
+}
 _HEAD = re.compile(r" (?=(?:of|with|in|on|over|from|without|spouting|fluttering|tilted|at|asleep|screaming|savoring)\b)")
 
 
@@ -83,7 +102,7 @@ def bare(name: str) -> bool:
 
 
 def article(name: str) -> str:
-    """"apple" -> "an apple"; plurals, what cannot be counted and names of places as they are."""
+    """As in "apple" -> "an apple"; plurals, what cannot be counted and names of places as they are."""
     if bare(name):
         return name
     vowel = name[0] in "aeiou" and not re.match(r"uni|eu|ufo|one", name) or name == "suv"
@@ -113,17 +132,26 @@ def caption(kind: str, names: list[str], chinese: bool, style: str | None, backg
     a, b = names[0], names[-1]
     if chinese:
         text = {
-            "single": a, "small": f"小{a}", "pair": f"{a}和{b}", "above": f"{b}上面的{a}", "two": f"两个{a}",
-            "three": f"三个{a}", "two and one": f"两个{a}和一个{b}",
-        }[kind]  # fmt: skip
+            "single": a,
+            "small": f"小{a}",
+            "pair": f"{a}和{b}",
+            "above": f"{b}上面的{a}",
+            "two": f"两个{a}",
+            "three": f"三个{a}",
+            "two and one": f"两个{a}和一个{b}",
+        }[kind]
         if background:
             text = f"{BACKGROUNDS[background][0]}背景上的{text}"
         return f"{style}风格的{text}" if style else text
     text = {
-        "single": article(a), "small": article(f"small {a}") if not bare(a) else f"small {a}", "pair": f"{article(a)} and {article(b)}",
-        "above": f"{article(a)} above {article(b)}", "two": f"two {plural(a)}", "three": f"three {plural(a)}",
+        "single": article(a),
+        "small": article(f"small {a}") if not bare(a) else f"small {a}",
+        "pair": f"{article(a)} and {article(b)}",
+        "above": f"{article(a)} above {article(b)}",
+        "two": f"two {plural(a)}",
+        "three": f"three {plural(a)}",
         "two and one": f"two {plural(a)} and {article(b)}",
-    }[kind]  # fmt: skip
+    }[kind]
     if background:
         text += f" on {article(background)} background"
     return f"{text} in {style} style" if style else text
@@ -140,27 +168,41 @@ ENGLISH = {
     "two": [(0.80, "two {as_}"), (0.10, "2 {as_}"), (0.10, "a pair of {as_}")],
     "three": [(0.75, "three {as_}"), (0.10, "3 {as_}"), (0.15, "three {as_} in a row")],
     "pair": [
-        (0.62, "{a} and {b}"), (0.16, "{a} next to {b}"), (0.12, "{a} beside {b}"), (0.06, "{a} and {b} side by side"),
+        (0.62, "{a} and {b}"),
+        (0.16, "{a} next to {b}"),
+        (0.12, "{a} beside {b}"),
+        (0.06, "{a} and {b} side by side"),
         (0.04, "{a} with {b}"),
     ],
     "above": [
-        (0.45, "{a} above {b}"), (0.10, "{a} over {b}"), (0.10, "{a} on top of {b}"), (0.20, "{b} under {a}"),
+        (0.45, "{a} above {b}"),
+        (0.10, "{a} over {b}"),
+        (0.10, "{a} on top of {b}"),
+        (0.20, "{b} under {a}"),
         (0.15, "{b} below {a}"),
     ],
     "two and one": [(0.75, "two {as_} and {b}"), (0.15, "{b} and two {as_}"), (0.10, "two {as_} above {b}")],
-}  # fmt: skip
+}
 ENGLISH_FRAMES = [
-    (0.86, "{text}"), (0.04, "an emoji of {text}"), (0.04, "a picture of {text}"), (0.03, "a drawing of {text}"),
+    (0.86, "{text}"),
+    (0.04, "an emoji of {text}"),
+    (0.04, "a picture of {text}"),
+    (0.03, "a drawing of {text}"),
     (0.03, "an icon of {text}"),
-]  # fmt: skip
+]
 ENGLISH_BACKGROUNDS = [
-    (0.60, "{text} on {a_colour} background"), (0.14, "{text} on {colour}"), (0.10, "{text} with {a_colour} background"),
-    (0.10, "{text}, {colour} background"), (0.06, "{text} against {a_colour} background"),
-]  # fmt: skip
+    (0.60, "{text} on {a_colour} background"),
+    (0.14, "{text} on {colour}"),
+    (0.10, "{text} with {a_colour} background"),
+    (0.10, "{text}, {colour} background"),
+    (0.06, "{text} against {a_colour} background"),
+]
 ENGLISH_STYLES = [
-    (0.60, "{text} in {style} style"), (0.14, "{text} in the style of {style}"), (0.14, "{text}, {style} style"),
+    (0.60, "{text} in {style} style"),
+    (0.14, "{text} in the style of {style}"),
+    (0.14, "{text}, {style} style"),
     (0.12, "{style} style {plain}"),
-]  # fmt: skip
+]
 # {a}, {b} with a measure word and the number one, or without.
 CHINESE = {
     "single": [(0.90, "{a}"), (0.06, "{name}表情"), (0.04, "{name}图标")],
@@ -229,9 +271,12 @@ def _chinese(rng, kind, things, style, background, colour) -> str:
         return f"一{thing.measure}{name}" if one and not bare(name.split("的")[-1]) else name
 
     text = _pick(rng, CHINESE[kind]).format(
-        a=noun(a, things[0], measured), b=noun(b, things[-1], measured), one_b=noun(b, things[-1], True), name=a,
+        a=noun(a, things[0], measured),
+        b=noun(b, things[-1], measured),
+        one_b=noun(b, things[-1], True),
+        name=a,
         m=things[0].measure,
-    )  # fmt: skip
+    )
     text = _pick(rng, CHINESE_FRAMES).format(text=text) if not text.endswith(("表情", "图标")) else text
     if background:
         text = _pick(rng, CHINESE_BACKGROUNDS).format(text=text, colour=BACKGROUNDS[background][0])
@@ -243,9 +288,18 @@ def _chinese(rng, kind, things, style, background, colour) -> str:
 # ---------------------------------------------------------------- colours
 
 COLOURS = {
-    "brown": "棕色", "red": "红色", "orange": "橙色", "yellow": "黄色", "green": "绿色", "blue": "蓝色", "purple": "紫色",
-    "pink": "粉色", "white": "白色", "grey": "灰色", "black": "黑色",
-}  # fmt: skip
+    "brown": "棕色",
+    "red": "红色",
+    "orange": "橙色",
+    "yellow": "黄色",
+    "green": "绿色",
+    "blue": "蓝色",
+    "purple": "紫色",
+    "pink": "粉色",
+    "white": "白色",
+    "grey": "灰色",
+    "black": "黑色",
+}
 DOMINANT = 0.6  # of the pixels that are not transparent
 
 
@@ -302,8 +356,9 @@ def vocabulary(things: dict[str, Thing], tags: dict[str, list[str]], styles: lis
             if tag and tag not in words and tag not in chinese and (han or re.fullmatch("[a-z][a-z-]{2,}", tag)):
                 near.setdefault(tag, []).append((thing.zh if han else thing.en)[0])
     return {
-        "words": " ".join(sorted(words | chinese)), "near": {tag: ", ".join(names[:3]) for tag, names in sorted(near.items())}
-    }  # fmt: skip
+        "words": " ".join(sorted(words | chinese)),
+        "near": {tag: ", ".join(names[:3]) for tag, names in sorted(near.items())},
+    }
 
 
 def emoji_tags(emojibase: Path) -> dict[str, list[str]]:

@@ -65,7 +65,8 @@ def evaluate_kind(
     def judged(images) -> torch.Tensor:
         """Cosines [pictures, captions]."""
         embeddings = [
-            rerank.image_embeddings(judge["clip"], judge["clip_processor"], images[i : i + 64]) for i in range(0, len(images), 64)
+            rerank.image_embeddings(judge["clip"], judge["clip_processor"], images[i : i + 64])
+            for i in range(0, len(images), 64)
         ]
         return (torch.cat(embeddings) @ text.T).cpu()
 

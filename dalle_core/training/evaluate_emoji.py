@@ -64,12 +64,14 @@ def evaluate_kind(pipe, judge: Judge, items: list, seed: int, description: str) 
         "candidates": CANDIDATES,
         "reconstruction_psnr": quality,
         "named_right": {
-            "best": of_best, "first": mean([right for _, right in first]), "all": of_all,
+            "best": of_best,
+            "first": mean([right for _, right in first]),
+            "all": of_all,
             "real": judge.named_right(list(originals), list(shown)).float().mean().item(),
             "reconstructed": judge.named_right(restored, list(shown)).float().mean().item(),
         },
         "points_by_ranking": 100 * (of_best - of_all),
-    }  # fmt: skip
+    }
     strips = [
         ([real, again, one, chosen], f"{'right' if right else 'wrong'}: {caption}")
         for real, again, (one, _), (chosen, right), caption in zip(originals, restored, first, best, captions)

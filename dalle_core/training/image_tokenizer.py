@@ -63,16 +63,22 @@ NAME = "image_tokenizer"
 # What an argument is that was not given.
 PRESETS = {
     "tiny": dict(  # seconds, to try that all of it runs
-        image_size=48, crop=32, block_size=8, channels=[72], codebook_size=64, steps=30, batch_size=4, warmup_steps=4,
+        image_size=48, crop=32, block_size=8, channels=[72], codebook_size=64, steps=30, batch_size=4, warmup_steps=4
     ),
     "emoji": dict(  # 16 x 16 tokens; hours on a CPU
-        image_size=192, crop=96, block_size=12, channels=[224], codebook_size=8192, steps=9000, batch_size=16, warmup_steps=64,
+        image_size=192, crop=96, block_size=12, channels=[224], codebook_size=8192, steps=9000, batch_size=16, warmup_steps=64
     ),
     "photo-256": dict(  # f 16, so 16 x 16 tokens; for GPUs
-        image_size=256, crop=256, block_size=4, channels=[128, 256, 512], codebook_size=8192, steps=300_000, batch_size=64,
+        image_size=256,
+        crop=256,
+        block_size=4,
+        channels=[128, 256, 512],
+        codebook_size=8192,
+        steps=300_000,
+        batch_size=64,
         warmup_steps=1000,
     ),
-}  # fmt: skip
+}
 
 
 class Trainer:
@@ -83,9 +89,19 @@ class Trainer:
     `side`: of the crops, in pixels.
     """
 
-    def __init__(self, loop: Loop, model: VQModel, gan_start: int, warmup: int | None, side: int, peak: float = 1e-3,
-                 perceptual: float = 0.0, adversarial: float = 0.2, locality: float = 1.0,
-                 ema_decay: float = 0.999):  # fmt: skip
+    def __init__(
+        self,
+        loop: Loop,
+        model: VQModel,
+        gan_start: int,
+        warmup: int | None,
+        side: int,
+        peak: float = 1e-3,
+        perceptual: float = 0.0,
+        adversarial: float = 0.2,
+        locality: float = 1.0,
+        ema_decay: float = 0.999,
+    ):
         self.loop, self.gan_start, self.seed = loop, gan_start, loop.args.seed
         self.perceptual, self.adversarial, self.locality = perceptual, adversarial, locality
         self.network = PerceptualNetwork().to(memory_format=torch.channels_last) if perceptual or adversarial else None
@@ -94,7 +110,7 @@ class Trainer:
         self.model = model
         self.model = loop.prepare(
             NAME, model, optimizer, ema_decay=ema_decay, max_norm=1.0, wrap=False, compute=partial(self._forward, side)
-        )  # fmt: skip
+        )
         if self.network:
             self.network.to(loop.device)
         discriminator = Discriminator(CHANNELS).to(memory_format=torch.channels_last)
@@ -227,9 +243,10 @@ def complete(args: argparse.Namespace) -> VQModel | None:
     if args.init:
         model = trained_image_tokenizer(args.init)
         sizes = dict(
-            block_size=image_tokenizer.block_size(model), channels=list(model.config.block_out_channels),
+            block_size=image_tokenizer.block_size(model),
+            channels=list(model.config.block_out_channels),
             codebook_size=model.config.num_vq_embeddings,
-        )  # fmt: skip
+        )
         for name, size in sizes.items():
             asked = getattr(args, name)
             if asked not in (None, size):
@@ -257,9 +274,17 @@ def train(args: argparse.Namespace) -> None:
         if len(args.channels) == 1 and not loop.going_on:
             start_linear(model, image_tokenizer.to_pixels(first_pictures(dataset, 300)))
     trainer = Trainer(
-        loop, model, int(args.gan_from * args.steps), None if args.init else args.warmup_steps, args.crop,
-        args.learning_rate, args.perceptual, args.adversarial, args.locality, args.ema_decay,
-    )  # fmt: skip
+        loop,
+        model,
+        int(args.gan_from * args.steps),
+        None if args.init else args.warmup_steps,
+        args.crop,
+        args.learning_rate,
+        args.perceptual,
+        args.adversarial,
+        args.locality,
+        args.ema_decay,
+    )
     loop.restore()
     held_out = [image for image, _ in dataset.held_out(dataset.held_out_kinds[0], 64)]
     for step, pixels in loop.run(training_batches(loop, dataset, args, image_tokenizer.downsampling(model))):

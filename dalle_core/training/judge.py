@@ -121,9 +121,10 @@ def save_judge(judge: Judge, folder: Path) -> None:
     """`judge.safetensors` in float16, with the concepts in its metadata's place: `judge.json`."""
     folder.mkdir(parents=True, exist_ok=True)
     weights = {
-        name: (value.half() if value.is_floating_point() else value).contiguous() for name, value in judge.state_dict().items()
+        name: (value.half() if value.is_floating_point() else value).contiguous()
+        for name, value in judge.state_dict().items()
         if not name.endswith("num_batches_tracked")
-    }  # fmt: skip
+    }
     save_file(weights, folder / "judge.safetensors")
     (folder / "judge.json").write_text(json.dumps({"concepts": judge.concepts}), encoding="utf-8")
 

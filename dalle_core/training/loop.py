@@ -121,10 +121,12 @@ class Loop:
         AcceleratorState._reset_state()  # one process may train one part after the other, each in its own precision
         try:
             self.accelerator = Accelerator(
-                cpu=args.cpu, mixed_precision=args.precision, project_dir=str(self.out),
+                cpu=args.cpu,
+                mixed_precision=args.precision,
+                project_dir=str(self.out),
                 log_with="tensorboard" if args.tensorboard else None,
                 gradient_accumulation_plugin=GradientAccumulationPlugin(self.accumulation, sync_with_dataloader=False),
-            )  # fmt: skip
+            )
         except ValueError as error:  # a precision that the device does not have, TensorBoard that is not installed
             raise InputError(str(error)) from None
         # Shared by all of a process, as is what is above: a run before may have stopped in the middle of a batch.
@@ -159,8 +161,16 @@ class Loop:
             self.accelerator.init_trackers("tensorboard")
         self.saved_at = time.monotonic()
 
-    def prepare(self, name: str, model: nn.Module, optimizer, ema_decay: float | None = None, max_norm: float | None = None,
-                wrap: bool = True, compute=None) -> nn.Module:  # fmt: skip
+    def prepare(
+        self,
+        name: str,
+        model: nn.Module,
+        optimizer,
+        ema_decay: float | None = None,
+        max_norm: float | None = None,
+        wrap: bool = True,
+        compute=None,
+    ) -> nn.Module:
         """Takes a model into the loop. Returns it as it is to be called: on the device, in DDP or FSDP.
 
         `optimizer`, or a list of several, has its peak learning rates. `wrap=False` is for models that are not trained

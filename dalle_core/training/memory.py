@@ -66,10 +66,14 @@ def of_step(model: nn.Module, optimizer: torch.optim.Optimizer, average: bool, c
     states, workspace = optimizer_bytes(optimizer)
     kept, largest = activations(model, compute)
     parts = dict(
-        weights=weights // processes, gradients=sum(p.nbytes for p in model.parameters() if p.requires_grad) // processes,
-        optimizer=states // processes, average=weights * average // processes, activations=kept, largest=largest,
+        weights=weights // processes,
+        gradients=sum(p.nbytes for p in model.parameters() if p.requires_grad) // processes,
+        optimizer=states // processes,
+        average=weights * average // processes,
+        activations=kept,
+        largest=largest,
         workspace=workspace // processes,
-    )  # fmt: skip
+    )
     return parts | {"peak": peak(**parts)}
 
 

@@ -104,8 +104,17 @@ class Pictures:
     held_out_kinds = ("caption",)
     block = 1
 
-    def __init__(self, rows, columns: Columns, frame: Frame, name: str, source: str, licence: str | None = None,
-                 report: Report | None = None, allow_bad: float = 0.0):  # fmt: skip
+    def __init__(
+        self,
+        rows,
+        columns: Columns,
+        frame: Frame,
+        name: str,
+        source: str,
+        licence: str | None = None,
+        report: Report | None = None,
+        allow_bad: float = 0.0,
+    ):
         self.columns, self.frame, self.name, self.licence = columns, frame, name, licence
         self.image_size, self.report = frame.size, report or Report()
         self.rows = rows
@@ -188,8 +197,9 @@ class PictureStream:
     held_out_kinds = ("caption",)
     block, bound = 1, HELD_OUT
 
-    def __init__(self, rows, columns: Columns, frame: Frame, name: str, source: str, licence: str | None = None,
-                 allow_bad: float = 0.0):  # fmt: skip
+    def __init__(
+        self, rows, columns: Columns, frame: Frame, name: str, source: str, licence: str | None = None, allow_bad: float = 0.0
+    ):
         self.rows, self.columns, self.frame, self.name, self.licence = rows, columns, frame, name, licence
         self.image_size, self.report = frame.size, Report()
         self.fingerprint = digest(source, columns.images, columns.captions, list(vars(frame).values()))

@@ -60,16 +60,25 @@ def new_prior(args: argparse.Namespace, tokenizer: PreTrainedTokenizerFast, mode
     """A prior with random weights for these tokenizers."""
     codes = model.config.num_vq_embeddings
     sizes = dict(
-        text_vocab_size=len(tokenizer), text_length=args.text_length, image_vocab_size=codes, image_length=image_length,
-        num_heads=args.heads, hidden_size=args.hidden_size,
-    )  # fmt: skip
+        text_vocab_size=len(tokenizer),
+        text_length=args.text_length,
+        image_vocab_size=codes,
+        image_length=image_length,
+        num_heads=args.heads,
+        hidden_size=args.hidden_size,
+    )
     if args.architecture == "gpt":
         prior = GPTPrior(num_layers=args.layers, **sizes)
     else:
         prior = BartPrior(
-            encoder_layers=args.layers, decoder_layers=args.layers, ffn_size=4 * args.hidden_size, start_token_id=codes,
-            embedded_image_tokens=codes + 1, pad_token_id=tokenizer.pad_token_id, **sizes,
-        )  # fmt: skip
+            encoder_layers=args.layers,
+            decoder_layers=args.layers,
+            ffn_size=4 * args.hidden_size,
+            start_token_id=codes,
+            embedded_image_tokens=codes + 1,
+            pad_token_id=tokenizer.pad_token_id,
+            **sizes,
+        )
         for module in prior.modules():  # as dalle-mini starts; the norms of every block keep the rest in bounds
             if isinstance(module, (nn.Linear, nn.Embedding)):
                 nn.init.normal_(module.weight, std=0.02)
@@ -104,10 +113,7 @@ def optimizers(prior, peak: float, dtype=torch.float32) -> list[torch.optim.Opti
     matrices = [p for name, p in prior.named_parameters() if name.startswith(blocks) and p.ndim == 2]
     chosen = {id(p) for p in matrices}
     others = [p for p in prior.parameters() if id(p) not in chosen]
-    return [
-        Muon(matrices, lr=peak, dtype=dtype),
-        torch.optim.AdamW(others, lr=peak / 8, betas=(0.9, 0.95), weight_decay=0.0),
-    ]
+    return [Muon(matrices, lr=peak, dtype=dtype), torch.optim.AdamW(others, lr=peak / 8, betas=(0.9, 0.95), weight_decay=0.0)]
 
 
 def prior_loss(prior, text_ids: torch.Tensor, tokens: torch.Tensor, read: torch.Tensor | None = None) -> torch.Tensor:
@@ -288,13 +294,18 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--samples", type=int, default=155_000, help="pictures to train on, over all epochs (%(default)s)")
     parser.add_argument("--accumulation", type=int, default=1, help="parts of a batch that go through one by one (%(default)s)")
     parser.add_argument(
-        "--learning-rate", type=float,
+        "--learning-rate",
+        type=float,
         help=f"Muon's peak ({NEW_RATE}; with --init {TRAINED_RATE}); AdamW's is an eighth of it. Of a LoRA, AdamW's ({LORA_RATE})",
-    )  # fmt: skip
+    )
     parser.add_argument("--dropout", type=float, default=0.0, help="of embeddings and residual branches (%(default)s)")
-    parser.add_argument("--ema-decay", type=float, default=0.999, help="of the weights' average that is kept; 0: none (%(default)s)")
+    parser.add_argument(
+        "--ema-decay", type=float, default=0.999, help="of the weights' average that is kept; 0: none (%(default)s)"
+    )
     parser.add_argument("--clip", help='that ranks the samples, a folder or "none"; with --init as of dalle_core.load (none)')
-    parser.add_argument("--look-every", type=int, default=200, help="steps between held-out losses, samples, weights (%(default)s)")
+    parser.add_argument(
+        "--look-every", type=int, default=200, help="steps between held-out losses, samples, weights (%(default)s)"
+    )
     parser.add_argument("--compile", action="store_true", help="torch.compile the training step")
     return parser
 

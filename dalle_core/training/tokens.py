@@ -34,9 +34,13 @@ from dalle_core.training.pictures import Frame, PictureStream, digest
 SHARD = 2048  # pictures
 DRAWN = 48_000  # pictures of the drawn corpus, which has no end, where nothing else is asked for
 NAMES = {
-    "image_tokenizer": "image tokenizer", "image_size": "image size", "random_crop": "crop", "flip": "flip",
-    "variants": "number of variants", "data": "data set",
-}  # fmt: skip
+    "image_tokenizer": "image tokenizer",
+    "image_size": "image size",
+    "random_crop": "crop",
+    "flip": "flip",
+    "variants": "number of variants",
+    "data": "data set",
+}
 
 
 def add_token_arguments(parser: argparse.ArgumentParser) -> None:
@@ -124,9 +128,15 @@ def _missing(folder: Path, limit: int | float, numbers: Iterable[int]) -> list[i
 
 
 def encode_tokens(
-    model: VQModel, dataset, folder: str | Path, count: int | None = None, part: tuple[int, int] = (0, 1), variants: int = 1,
-    batch_size: int = 64, workers: int = 1,
-) -> None:  # fmt: skip
+    model: VQModel,
+    dataset,
+    folder: str | Path,
+    count: int | None = None,
+    part: tuple[int, int] = (0, 1),
+    variants: int = 1,
+    batch_size: int = 64,
+    workers: int = 1,
+) -> None:
     """Encodes the first `count` pictures (all; of the emoji corpus DRAWN) into `folder`, in float32.
 
     `part` is (rank, processes). What is there already stays. `TokenStore` opens the result, when every process is done.

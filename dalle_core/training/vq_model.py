@@ -19,8 +19,13 @@ from dalle_core.checkpoints.tensors import read_torch
 from dalle_core.errors import InputError
 
 
-def new_image_tokenizer(codebook_size: int = 4096, channels: tuple[int, ...] = (192,), block_size: int = 12,
-                        image_size: int = 192, vq_embed_dim: int = 32) -> VQModel:  # fmt: skip
+def new_image_tokenizer(
+    codebook_size: int = 4096,
+    channels: tuple[int, ...] = (192,),
+    block_size: int = 12,
+    image_size: int = 192,
+    vq_embed_dim: int = 32,
+) -> VQModel:
     """The embedded model's VQModel: it works on 12 x 12 blocks of pixels (432 channels), each of which becomes a token.
 
     Convolutions at full resolution would take most of the compute, and a CPU is slow at them. There is no attention

@@ -30,7 +30,8 @@ class Discriminator(nn.Module):
     def __init__(self, channels: list[int], width: int = 32):
         super().__init__()
         self.heads = nn.ModuleList(
-            nn.Sequential(nn.Conv2d(count, width, 3, 1, 1), nn.LeakyReLU(0.2), nn.Conv2d(width, 1, 3, 1, 1)) for count in channels
+            nn.Sequential(nn.Conv2d(count, width, 3, 1, 1), nn.LeakyReLU(0.2), nn.Conv2d(width, 1, 3, 1, 1))
+            for count in channels
         )
 
     def forward(self, features: list[torch.Tensor]) -> list[torch.Tensor]:

@@ -40,17 +40,23 @@ from dalle_core.training.vq_model import trained_image_tokenizer
 PRESETS = {
     "tiny": dict(  # seconds, to try that all of it runs
         prior="--layers 2 --heads 2 --hidden-size 64 --samples 320 --batch-size 8 --look-every 20",
-        clip="--samples 320 --batch-size 8 --image-size 48", vocab_size=400, captions=2000, prompts=4,
+        clip="--samples 320 --batch-size 8 --image-size 48",
+        vocab_size=400,
+        captions=2000,
+        prompts=4,
     ),
     "emoji": dict(  # hours on a CPU
-        prior="", clip="", vocab_size=4096, captions=60_000, prompts=100,
+        prior="", clip="", vocab_size=4096, captions=60_000, prompts=100
     ),
     "photo-256": dict(  # for GPUs; photographs take a CLIP of the Hub
         prior="--layers 24 --heads 16 --hidden-size 1024 --text-length 64 --samples 40000000 --batch-size 256 --look-every 1000 "
-              "--dropout 0.1 --learning-rate 0.01",
-        clip=None, vocab_size=16_384, captions=1_000_000, prompts=100,
+        "--dropout 0.1 --learning-rate 0.01",
+        clip=None,
+        vocab_size=16_384,
+        captions=1_000_000,
+        prompts=100,
     ),
-}  # fmt: skip
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -59,7 +65,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--name", help="of the model (needed)")
     parser.add_argument("--licence", help="of the model, as CC-BY-4.0 (needed)")
     parser.add_argument("--preset", default="emoji", choices=PRESETS, help="how large, and for how long (%(default)s)")
-    parser.add_argument("--scale", type=float, default=1.0, help="times the preset's steps: 0.1 is a tenth of them (%(default)s)")
+    parser.add_argument(
+        "--scale", type=float, default=1.0, help="times the preset's steps: 0.1 is a tenth of them (%(default)s)"
+    )
     parser.add_argument("--image-tokenizer", metavar="MODEL", help="take this one: a folder, or the model that has it")
     parser.add_argument("--clip", metavar="MODEL", help=f'take this one: a folder, a Hub id such as {CLIP_ON_GPU}, or "none"')
     parser.add_argument("--from", dest="start", metavar="MODEL", help="fine-tune the prior of this model; its other parts stay")
@@ -129,8 +137,9 @@ def steps_of(args: argparse.Namespace) -> dict:
         return {"prior": train_prior}
     steps = {
         "image_tokenizer": take_image_tokenizer if args.image_tokenizer else train_image_tokenizer,
-        "text_tokenizer": make_text_tokenizer, "prior": train_prior,
-    }  # fmt: skip
+        "text_tokenizer": make_text_tokenizer,
+        "prior": train_prior,
+    }
     return steps | ({"clip": train_clip} if clip_of(args) is None else {})
 
 
@@ -252,9 +261,17 @@ def make_model(args: argparse.Namespace, out: Path) -> None:
         taken = clip_of(args)
         ranks = None if taken == "none" else taken or args.out / "clip"
         assemble(
-            out, args.name, args.licence, args.out / "image_tokenizer" / "image_tokenizer", args.out / "text_tokenizer",
-            args.out / "prior" / "prior", ranks, examples, labels, vocabulary,
-        )  # fmt: skip
+            out,
+            args.name,
+            args.licence,
+            args.out / "image_tokenizer" / "image_tokenizer",
+            args.out / "text_tokenizer",
+            args.out / "prior" / "prior",
+            ranks,
+            examples,
+            labels,
+            vocabulary,
+        )
         return
     tuned = args.out / "prior" / "model"
     pipe = load(str(tuned), "cpu", torch.float32, None if (tuned / "clip").is_dir() else "none", packed=False)
@@ -282,7 +299,13 @@ def describe(args: argparse.Namespace, out: Path) -> None:
     if args.start:
         what = f"{args.start}, fine-tuned on other pictures" + (f" as a LoRA of rank {args.lora}." if args.lora else ".")
     text = card(
-        args.name, args.licence, what, described(dataset, args.data), logs, figures_as_text(result, command),
-        parts="" if args.lora else parts_of(pipe), base=args.start if args.lora else "",
-    )  # fmt: skip
+        args.name,
+        args.licence,
+        what,
+        described(dataset, args.data),
+        logs,
+        figures_as_text(result, command),
+        parts="" if args.lora else parts_of(pipe),
+        base=args.start if args.lora else "",
+    )
     (out / "README.md").write_text(text, encoding="utf-8")

@@ -29,9 +29,11 @@ class Chosen:
 
     def show(self, picture: Picture, pool: list[Picture]) -> dict:
         return {
-            self.column: gr.update(elem_classes=[]), self.picture: picture, self.image: picture.path,
+            self.column: gr.update(elem_classes=[]),
+            self.picture: picture,
+            self.image: picture.path,
             self.facts: facts(picture, pool),
-        }  # fmt: skip
+        }
 
     def hide(self) -> dict:
         return {self.column: gr.update(elem_classes="unused"), self.picture: None}
@@ -42,9 +44,15 @@ def build(studio: Studio, kept: gr.State, save_recipe: gr.Checkbox) -> Chosen:
     picture = gr.State(None)
     with gr.Column(elem_id="detail", elem_classes="unused") as column:
         image = gr.Image(
-            show_label=False, label="Chosen picture", elem_id="chosen", format="png", interactive=False,
-            buttons=["fullscreen"], height="auto", alt_text="Chosen picture",
-        )  # fmt: skip
+            show_label=False,
+            label="Chosen picture",
+            elem_id="chosen",
+            format="png",
+            interactive=False,
+            buttons=["fullscreen"],
+            height="auto",
+            alt_text="Chosen picture",
+        )
         table = gr.HTML("", elem_id="facts")
         with gr.Row():
             one = gr.Button("Download PNG", variant="primary", elem_id="download")

@@ -48,18 +48,21 @@ class Compare:
             self.seed = gr.Textbox(
                 label="Seed", placeholder="new each time", elem_id="compare-seed", max_lines=1, min_width=120
             )
-            self.negative = gr.Textbox(
-                label="Negative prompt", elem_id="compare-negative", max_lines=1, max_length=MAX_PROMPT
-            )
+            self.negative = gr.Textbox(label="Negative prompt", elem_id="compare-negative", max_lines=1, max_length=MAX_PROMPT)
         with gr.Row():
             self.go = gr.Button("Compare", variant="primary", elem_id="compare")
             self.stop = gr.Button("Stop", elem_id="compare-stop", elem_classes="stop", interactive=False)
         self.status = gr.HTML("", elem_id="compare-status", elem_classes="status")
         with gr.Column(elem_classes="unused") as self.drawn:
             self.sheet = gr.Image(
-                label="X/Y grid", show_label=False, interactive=False, format="jpeg", elem_id="compare-grid",
-                buttons=["fullscreen"], alt_text="X/Y grid",
-            )  # fmt: skip
+                label="X/Y grid",
+                show_label=False,
+                interactive=False,
+                format="jpeg",
+                elem_id="compare-grid",
+                buttons=["fullscreen"],
+                alt_text="X/Y grid",
+            )
             with gr.Row():
                 as_picture = gr.Button("Download the grid", elem_id="compare-png")
                 as_json = gr.Button("Download as JSON", elem_id="compare-json")
@@ -71,14 +74,17 @@ class Compare:
         name = f"compare-{side.lower()}"
         with gr.Column(), gr.Row():
             return (
-                gr.Dropdown(
-                    [NOTHING, *names], value=first, label=side, elem_id=name, scale=1, min_width=130, filterable=False
-                ),
+                gr.Dropdown([NOTHING, *names], value=first, label=side, elem_id=name, scale=1, min_width=130, filterable=False),
                 gr.Textbox(
-                    values, label=f"{side} values", elem_id=f"{name}-values", max_lines=1, scale=2, min_width=150,
+                    values,
+                    label=f"{side} values",
+                    elem_id=f"{name}-values",
+                    max_lines=1,
+                    scale=2,
+                    min_width=150,
                     max_length=MAX_PROMPT,
                 ),
-            )  # fmt: skip
+            )
 
     def compare(self, request: gr.Request, prompt, x, x_values, y, y_values, count, seed, negative):
         limits = self.studio.holder.loaded.limits
@@ -102,11 +108,17 @@ def build(studio: Studio, together: int) -> None:
     starts = [tab.go.click, tab.prompt.submit]
     stoppable(starts, tab.stop)
     event = gr.on(
-        starts, tab.compare,
+        starts,
+        tab.compare,
         [tab.prompt, tab.x, tab.x_values, tab.y, tab.y_values, tab.count, tab.seed, tab.negative],
-        [tab.status, tab.grid, tab.sheet, tab.drawn], api_visibility="private", show_progress="minimal",
-        show_progress_on=tab.status, concurrency_id="sampling", concurrency_limit=together, trigger_mode="once",
-    )  # fmt: skip
+        [tab.status, tab.grid, tab.sheet, tab.drawn],
+        api_visibility="private",
+        show_progress="minimal",
+        show_progress_on=tab.status,
+        concurrency_id="sampling",
+        concurrency_limit=together,
+        trigger_mode="once",
+    )
     for ended in (event.then, event.failure):  # `then` alone does not come after an error
         ended(progress.ended, tab.status, [tab.status, tab.stop], **QUIET)
     tab.stop.click(None, cancels=[event], queue=False, api_visibility="private")

@@ -111,20 +111,33 @@ class Complete:
                 self.upload = picture_input("Picture", "complete-picture", 220)
                 with gr.Column(elem_classes="unused") as self.tools:
                     self.side = gr.Radio(EDGES, value="top", label="Keep", elem_id="side")
-                    self.rows = checked_later(gr.Slider(
-                        0, loaded.limits.grid_size, loaded.limits.grid_size // 2, step=1, label="Cells from the edge", elem_id="rows",
-                    ))  # fmt: skip
+                    self.rows = checked_later(
+                        gr.Slider(
+                            0,
+                            loaded.limits.grid_size,
+                            loaded.limits.grid_size // 2,
+                            step=1,
+                            label="Cells from the edge",
+                            elem_id="rows",
+                        )
+                    )
                     self.brush = gr.Radio(list(BRUSHES), value="one cell", label="The brush", elem_id="brush")
             with gr.Column(elem_classes="unused") as self.viewed:
                 self.view = gr.Image(
-                    label="What is kept: click or paint; pale cells are drawn anew", interactive=False, format="png",
-                    elem_id="kept-view", buttons=[], alt_text="The picture and its cells; pale ones are drawn anew",
-                )  # fmt: skip
+                    label="What is kept: click or paint; pale cells are drawn anew",
+                    interactive=False,
+                    format="png",
+                    elem_id="kept-view",
+                    buttons=[],
+                    alt_text="The picture and its cells; pale ones are drawn anew",
+                )
         with gr.Row(elem_id="complete-row", elem_classes="unused") as self.asked:
             self.prompt = gr.Textbox(label="Prompt", elem_id="complete-prompt", max_lines=1, max_length=MAX_PROMPT, scale=4)
-            self.count = checked_later(gr.Slider(
-                1, loaded.limits.max_candidates, min(8, loaded.limits.max_candidates), step=1, label="Candidates", scale=2
-            ))  # fmt: skip
+            self.count = checked_later(
+                gr.Slider(
+                    1, loaded.limits.max_candidates, min(8, loaded.limits.max_candidates), step=1, label="Candidates", scale=2
+                )
+            )
             self.seed = gr.Textbox(
                 label="Seed", placeholder="new each time", max_lines=1, elem_id="complete-seed", scale=1, min_width=120
             )
@@ -134,9 +147,16 @@ class Complete:
         self.status = gr.HTML("", elem_id="complete-status", elem_classes="status")
         self.previews = gr.HTML("", label="Previews", elem_id="complete-previews")
         self.gallery = gr.Gallery(
-            columns=4, format="png", object_fit="contain", show_label=False, label="Completions", height="auto",
-            elem_id="completions", elem_classes="unused", buttons=[],
-        )  # fmt: skip
+            columns=4,
+            format="png",
+            object_fit="contain",
+            show_label=False,
+            label="Completions",
+            height="auto",
+            elem_id="completions",
+            elem_classes="unused",
+            buttons=[],
+        )
         with gr.Row(elem_classes="unused") as self.more:
             self.download = gr.Button("Download PNG", elem_id="complete-download")
             self.again = gr.Button("Go on from the chosen one", elem_id="complete-again")
@@ -176,19 +196,30 @@ class Complete:
     def edit_events(self, tab: gr.Tab, together: int) -> dict:
         """Returns the event that opens a picture."""
         opening = dict(
-            fn=self.take, inputs=[self.upload, self.side, self.rows],
-            outputs=[self.opened, self.keep, self.view, *self.unused], api_visibility="private", concurrency_limit=together,
-        )  # fmt: skip
+            fn=self.take,
+            inputs=[self.upload, self.side, self.rows],
+            outputs=[self.opened, self.keep, self.view, *self.unused],
+            api_visibility="private",
+            concurrency_limit=together,
+        )
         self.upload.input(**opening)
         gr.on(
-            [self.rows.change, self.side.change], self.keep_edge, [self.opened, self.side, self.rows],
-            [self.keep, self.view], show_progress="hidden", trigger_mode="always_last", api_visibility="private",
-        )  # fmt: skip
+            [self.rows.change, self.side.change],
+            self.keep_edge,
+            [self.opened, self.side, self.rows],
+            [self.keep, self.view],
+            show_progress="hidden",
+            trigger_mode="always_last",
+            api_visibility="private",
+        )
         self.painted.click(
-            self.paint, [self.stroke, self.opened, self.keep, self.brush], [self.keep, self.view],
-            show_progress="hidden", api_visibility="private",
+            self.paint,
+            [self.stroke, self.opened, self.keep, self.brush],
+            [self.keep, self.view],
+            show_progress="hidden",
+            api_visibility="private",
             js="(stroke, ...values) => [dallePaint.stroke(), ...values]",
-        )  # fmt: skip
+        )
         built_with = self.studio.holder.loaded
 
         def fitted(*values):
@@ -222,26 +253,36 @@ class Complete:
                 shown = {self.status: progress.of(step) + progress.cut(step)}
                 if step.previews is not None:
                     shown |= {
-                        self.previews: preview_grid(step.previews), self.gallery: gr.update(elem_classes="unused"),
+                        self.previews: preview_grid(step.previews),
+                        self.gallery: gr.update(elem_classes="unused"),
                         self.more: gr.update(elem_classes="unused"),
-                    }  # fmt: skip
+                    }
                 if step.pictures is None:
                     yield shown
         yield shown | {
-            self.gallery: gr.update(value=gallery_items(step.pictures), elem_classes="ranked"), self.previews: "",
-            self.pictures: step.pictures, self.chosen: step.pictures[0], self.more: gr.update(elem_classes=[]),
+            self.gallery: gr.update(value=gallery_items(step.pictures), elem_classes="ranked"),
+            self.previews: "",
+            self.pictures: step.pictures,
+            self.chosen: step.pictures[0],
+            self.more: gr.update(elem_classes=[]),
             self.entry: to_entry(step.pictures),
-        }  # fmt: skip
+        }
 
     def draw_events(self, together: int, save_recipe: gr.Checkbox) -> None:
         starts = [self.go.click, self.prompt.submit]
         stoppable(starts, self.stop)
         event = gr.on(
-            starts, self.draw, [self.opened, self.keep, self.prompt, self.count, self.seed, save_recipe],
+            starts,
+            self.draw,
+            [self.opened, self.keep, self.prompt, self.count, self.seed, save_recipe],
             [self.gallery, self.status, self.previews, self.pictures, self.chosen, self.more, self.entry],
-            api_visibility="private", show_progress="minimal", show_progress_on=self.status, concurrency_id="sampling",
-            concurrency_limit=together, trigger_mode="once",
-        )  # fmt: skip
+            api_visibility="private",
+            show_progress="minimal",
+            show_progress_on=self.status,
+            concurrency_id="sampling",
+            concurrency_limit=together,
+            trigger_mode="once",
+        )
         for ended in (event.then, event.failure):  # `then` alone does not come after an error
             ended(progress.ended, self.status, [self.status, self.stop], **QUIET)
         self.stop.click(None, cancels=[event], queue=False, api_visibility="private")
@@ -262,6 +303,4 @@ class Complete:
             return chosen.path
 
         self.gallery.select(choose, self.pictures, self.chosen, **QUIET)
-        self.again.click(
-            hand_on, self.chosen, self.upload, show_progress="hidden", api_visibility="private"
-        ).then(**opening)  # fmt: skip
+        self.again.click(hand_on, self.chosen, self.upload, show_progress="hidden", api_visibility="private").then(**opening)

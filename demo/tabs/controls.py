@@ -61,15 +61,17 @@ class Controls:
         """`of_model` as the loaded model needs it."""
         loaded, defaults = studio.holder.loaded, studio.holder.loaded.defaults
         return {
-            self.model: gr.update(choices=labelled(studio.holder), value=studio.holder.source), self.about: facts(loaded),
+            self.model: gr.update(choices=labelled(studio.holder), value=studio.holder.source),
+            self.about: facts(loaded),
             self.num_candidates: gr.update(value=defaults["num_candidates"], maximum=loaded.limits.max_candidates),
             self.temperature: defaults["temperature"],
             self.top_k: gr.update(value=defaults["top_k"], maximum=loaded.limits.codebook_size),
-            self.top_p: defaults["top_p"], self.guidance_scale: defaults["guidance_scale"],
+            self.top_p: defaults["top_p"],
+            self.guidance_scale: defaults["guidance_scale"],
             self.preview_every: gr.update(value=loaded.preview_every, maximum=loaded.limits.grid_size**2),
             self.examples: gr.Dataset(samples=[[text] for text in loaded.examples]),
             self.loaded: json.dumps([loaded.name, loaded.revision]),
-        }  # fmt: skip
+        }
 
     def requests(self, values: dict) -> list[DrawingRequest]:
         """What is asked for, a request for each line of the prompt. Raises InputError."""
@@ -77,10 +79,10 @@ class Controls:
         if len(lines) > MAX_PROMPTS:
             raise InputError(f"These are {len(lines)} prompts, one a line; up to {MAX_PROMPTS} are drawn in one go.")
         seed = parse_seed(values[self.seed], values[self.keep_seed], values[self.drawn])
-        numbers = {name: values[getattr(self, name)] for name in ("num_candidates", "temperature", "top_k", "top_p", "guidance_scale")}
-        return [
-            DrawingRequest(line, (values[self.negative_prompt] or "").strip(), seed=seed, **numbers) for line in lines
-        ]
+        numbers = {
+            name: values[getattr(self, name)] for name in ("num_candidates", "temperature", "top_k", "top_p", "guidance_scale")
+        }
+        return [DrawingRequest(line, (values[self.negative_prompt] or "").strip(), seed=seed, **numbers) for line in lines]
 
     def restore(self, request: DrawingRequest, seed: int) -> dict:
         """The controls as they were when something was drawn."""
@@ -88,9 +90,12 @@ class Controls:
         ends = {name: gr.update(value=settings[name], maximum=max(end, settings[name])) for name, end in USUAL.items()}
         numbers = {getattr(self, name): value for name, value in (settings | ends).items()}
         return numbers | {
-            self.prompt: request.prompt, self.negative_prompt: request.negative_prompt, self.seed: str(seed),
-            self.keep_seed: True, self.drawn: "",
-        }  # fmt: skip
+            self.prompt: request.prompt,
+            self.negative_prompt: request.negative_prompt,
+            self.seed: str(seed),
+            self.keep_seed: True,
+            self.drawn: "",
+        }
 
 
 def build(studio: Studio) -> Controls:
@@ -98,16 +103,29 @@ def build(studio: Studio) -> Controls:
     loaded, defaults = studio.holder.loaded, studio.holder.loaded.defaults
     with gr.Row(elem_id="prompt-row"):
         prompt = gr.Textbox(
-            label="Prompt", show_label=False, placeholder="What shall be drawn? Several prompts: one a line (Shift+Enter)",
-            elem_id="prompt", scale=8, lines=1, max_lines=8, autofocus=True, max_length=MAX_PROMPT,
-        )  # fmt: skip
+            label="Prompt",
+            show_label=False,
+            placeholder="What shall be drawn? Several prompts: one a line (Shift+Enter)",
+            elem_id="prompt",
+            scale=8,
+            lines=1,
+            max_lines=8,
+            autofocus=True,
+            max_length=MAX_PROMPT,
+        )
         # Stop comes into view before Generate, which stays where it is: a second click hits the same button.
         stop = gr.Button("Stop", elem_id="stop", elem_classes="stop", scale=1, min_width=90, interactive=False)
         generate = gr.Button("Generate", variant="primary", elem_id="generate", scale=1, min_width=120)
     examples = gr.Dataset(
-        components=[prompt], samples=[[text] for text in loaded.examples], type="values", elem_id="examples",
-        elem_classes="notranslate", show_label=False, layout="gallery", samples_per_page=24,
-    )  # fmt: skip
+        components=[prompt],
+        samples=[[text] for text in loaded.examples],
+        type="values",
+        elem_id="examples",
+        elem_classes="notranslate",
+        show_label=False,
+        layout="gallery",
+        samples_per_page=24,
+    )
     with gr.Row():
         candidates = gr.Slider(
             1, loaded.limits.max_candidates, defaults["num_candidates"], step=1, label="Candidates", elem_id="candidates"
@@ -121,14 +139,24 @@ def build(studio: Studio) -> Controls:
     with gr.Accordion("Advanced", open=False, elem_id="advanced"):
         with gr.Row(elem_id="model-row"):
             model = gr.Dropdown(
-                labelled(studio.holder), value=loaded.source, label="Model", elem_id="model", scale=1, min_width=200,
-                filterable=False, interactive=len(studio.holder.choices) > 1,
-            )  # fmt: skip
+                labelled(studio.holder),
+                value=loaded.source,
+                label="Model",
+                elem_id="model",
+                scale=1,
+                min_width=200,
+                filterable=False,
+                interactive=len(studio.holder.choices) > 1,
+            )
             about = gr.HTML(facts(studio.holder.loaded), elem_id="about-model")
         negative = gr.Textbox(
-            label="Negative prompt", value="", info="What guidance leads away from; needs a guidance scale above 1.",
-            elem_id="negative", max_lines=1, max_length=MAX_PROMPT,
-        )  # fmt: skip
+            label="Negative prompt",
+            value="",
+            info="What guidance leads away from; needs a guidance scale above 1.",
+            elem_id="negative",
+            max_lines=1,
+            max_length=MAX_PROMPT,
+        )
         with gr.Row():
             temperature = gr.Slider(
                 0, USUAL["temperature"], defaults["temperature"], step=0.05, label="Temperature", info="0 is greedy"
@@ -144,21 +172,40 @@ def build(studio: Studio) -> Controls:
         for slider in (candidates, temperature, top_k, top_p, guidance, every):
             checked_later(slider)
         save_recipe = gr.Checkbox(
-            True, label="Save the recipe in the PNG", elem_id="save-recipe",
+            True,
+            label="Save the recipe in the PNG",
+            elem_id="save-recipe",
             info="Prompt, settings and tokens: dropped on this page, the picture restores them.",
-        )  # fmt: skip
+        )
     dice.click(lambda: (str(secrets.randbelow(2**32)), True), None, [seed, keep_seed], queue=False, api_visibility="private")
     identity = gr.Textbox(
         json.dumps([loaded.name, loaded.revision]), elem_id="loaded", elem_classes="offstage", show_label=False
     )
     return Controls(
-        prompt, generate, stop, examples, candidates, seed, keep_seed, model, about, negative, temperature, top_k, top_p,
-        guidance, every, save_recipe, gr.State(""), identity,
-    )  # fmt: skip
+        prompt,
+        generate,
+        stop,
+        examples,
+        candidates,
+        seed,
+        keep_seed,
+        model,
+        about,
+        negative,
+        temperature,
+        top_k,
+        top_p,
+        guidance,
+        every,
+        save_recipe,
+        gr.State(""),
+        identity,
+    )
 
 
 def choose_model(studio: Studio, controls: Controls, demo: gr.Blocks, status: gr.HTML) -> gr.events.Dependency:
     """The picker loads a model; all pages that are opened later show it. Returns the event after which a page is fitted."""
+
     def change(source):
         try:
             for line in studio.holder.use(source):
@@ -180,9 +227,14 @@ def choose_model(studio: Studio, controls: Controls, demo: gr.Blocks, status: gr
         return shown if studio.holder.loaded is built_with else shown | controls.fitted(studio)
 
     controls.model.select(
-        change, controls.model, [status, *controls.of_model], show_progress="minimal", show_progress_on=status,
-        trigger_mode="once", api_visibility="private",
-    )  # fmt: skip
+        change,
+        controls.model,
+        [status, *controls.of_model],
+        show_progress="minimal",
+        show_progress_on=status,
+        trigger_mode="once",
+        api_visibility="private",
+    )
     return demo.load(opened, None, [status, *controls.of_model], **QUIET)
 
 
@@ -205,7 +257,11 @@ def follow_links(studio: Studio, controls: Controls, opened: gr.events.Dependenc
     sets = [controls.prompt, controls.negative_prompt, controls.seed, controls.keep_seed, *controls.sliders]
     opened.then(follow, None, linked, **QUIET).then(
         # In the browser, where nothing can be typed between reading and writing: what was typed already stays.
-        None, [*sets, linked], sets, api_visibility="private", show_progress="hidden",
+        None,
+        [*sets, linked],
+        sets,
+        api_visibility="private",
+        show_progress="hidden",
         js="""(prompt, negative, seed, keep, candidates, temperature, top_k, top_p, guidance, text) => {
           const now = [prompt, negative, seed, keep, candidates, temperature, top_k, top_p, guidance];
           if (!text || prompt) return now;
@@ -215,4 +271,4 @@ def follow_links(studio: Studio, controls: Controls, opened: gr.events.Dependenc
             link.candidates ?? candidates, wide(link.temperature ?? temperature, 2), link.top_k ?? top_k, link.top_p ?? top_p,
             wide(link.guidance ?? guidance, 16)];
         }""",
-    )  # fmt: skip
+    )

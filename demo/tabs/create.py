@@ -41,9 +41,7 @@ class Create:
     @property
     def outputs(self) -> list:
         controls = self.controls
-        return [
-            self.status, self.notice, *self.grid.outputs, self.entry, controls.seed, controls.drawn, controls.stop
-        ]
+        return [self.status, self.notice, *self.grid.outputs, self.entry, controls.seed, controls.drawn, controls.stop]
 
     # ------------------------------------------------------------ drawing
 
@@ -79,9 +77,15 @@ class Create:
                 if step.pictures is None:
                     yield shown
         pictures = ranked([*before, *step.pictures])
-        yield shown | self.grid.show(pictures, values[self.grid.order]) | {
-            self.notice: progress.notices(step) + after, self.entry: to_entry(pictures), controls.stop: gr.update(interactive=False),
-        }  # fmt: skip
+        yield (
+            shown
+            | self.grid.show(pictures, values[self.grid.order])
+            | {
+                self.notice: progress.notices(step) + after,
+                self.entry: to_entry(pictures),
+                controls.stop: gr.update(interactive=False),
+            }
+        )
 
     def draw_like(self, request: gr.Request, values: dict):
         """Variations: half of the chosen picture's tokens are kept."""
@@ -93,9 +97,7 @@ class Create:
         seed = picture.drawn.seed if asked.seed is None else asked.seed
         keep = half_kept(seed, self.studio.holder.loaded.limits.grid_size)
         prompt = picture.drawn.request.prompt if others else asked.prompt  # several prompts: the picture's own
-        yield from self.draw_one(
-            request, values, replace(asked, prompt=prompt, image_tokens=picture.drawn.tokens, keep=keep)
-        )
+        yield from self.draw_one(request, values, replace(asked, prompt=prompt, image_tokens=picture.drawn.tokens, keep=keep))
 
     def draw_more(self, request: gr.Request, values: dict):
         """More candidates of the pool's own prompt and settings, with the next seed."""
@@ -124,10 +126,16 @@ class Create:
                     line = progress.line(f"Drawing {len(pictures)} of {total} again")
                     yield {self.status: line, self.controls.stop: gr.update(interactive=True)}
         first = pictures[0].drawn
-        yield self.grid.show(pictures, values[self.grid.order]) | self.controls.restore(first.request, first.seed) | {
-            self.status: progress.line(f"{total} candidates from the history"), self.notice: "",
-            self.controls.keep_seed: gr.skip(), self.controls.stop: gr.update(interactive=False),
-        }  # fmt: skip
+        yield (
+            self.grid.show(pictures, values[self.grid.order])
+            | self.controls.restore(first.request, first.seed)
+            | {
+                self.status: progress.line(f"{total} candidates from the history"),
+                self.notice: "",
+                self.controls.keep_seed: gr.skip(),
+                self.controls.stop: gr.update(interactive=False),
+            }
+        )
 
     def _draw_events(self, together: int) -> None:
         controls, chosen = self.controls, self.grid.chosen
@@ -136,10 +144,15 @@ class Create:
         self.asked_for = gr.Textbox(elem_id="asked-for", elem_classes="offstage", show_label=False)
         reopen = gr.Button(elem_id="history-open", elem_classes="offstage")
         drawing = dict(
-            inputs={*controls.inputs, self.grid.order, self.grid.kept, chosen.picture, self.asked_for}, outputs=self.outputs,
-            show_progress="minimal", show_progress_on=self.status, concurrency_id="sampling", concurrency_limit=together,
-            trigger_mode="once", api_visibility="private",
-        )  # fmt: skip
+            inputs={*controls.inputs, self.grid.order, self.grid.kept, chosen.picture, self.asked_for},
+            outputs=self.outputs,
+            show_progress="minimal",
+            show_progress_on=self.status,
+            concurrency_id="sampling",
+            concurrency_limit=together,
+            trigger_mode="once",
+            api_visibility="private",
+        )
         stoppable(
             [controls.generate.click, controls.prompt.submit, controls.examples.click, chosen.vary.click, chosen.more.click],
             controls.stop,

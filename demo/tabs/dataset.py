@@ -95,9 +95,13 @@ class Augment:
         with gr.Row():
             with gr.Column():
                 self.prompts = gr.Textbox(
-                    label="Prompts, one a line", lines=13, max_lines=13, elem_id="augment-prompts", max_length=MAX_TEXT,
+                    label="Prompts, one a line",
+                    lines=13,
+                    max_lines=13,
+                    elem_id="augment-prompts",
+                    max_length=MAX_TEXT,
                     placeholder="\n".join(studio.holder.loaded.examples[:5]),
-                )  # fmt: skip
+                )
             with gr.Column():
                 self.file = file_input("And those of a CSV or TXT", "augment-file", [".csv", ".txt"], 165)
                 self.count = checked_later(
@@ -105,25 +109,39 @@ class Augment:
                 )
                 with gr.Row():
                     self.threshold = gr.Textbox(  # an empty gr.Number sends 0
-                        label="Least CLIP score", placeholder="keep all", info="from -1 to 1", max_lines=1,
-                        elem_id="augment-threshold", min_width=130,
-                    )  # fmt: skip
+                        label="Least CLIP score",
+                        placeholder="keep all",
+                        info="from -1 to 1",
+                        max_lines=1,
+                        elem_id="augment-threshold",
+                        min_width=130,
+                    )
                     self.seed = gr.Textbox(
-                        label="Seed", placeholder="new each time", info="of the whole set", max_lines=1,
-                        elem_id="augment-seed", min_width=130,
-                    )  # fmt: skip
+                        label="Seed",
+                        placeholder="new each time",
+                        info="of the whole set",
+                        max_lines=1,
+                        elem_id="augment-seed",
+                        min_width=130,
+                    )
         with gr.Row():
             self.go = gr.Button("Draw the data set", variant="primary", elem_id="augment", scale=3, min_width=160)
-            self.stop = gr.Button(
-                "Stop", elem_id="augment-stop", elem_classes="stop", interactive=False, scale=1, min_width=90
-            )
+            self.stop = gr.Button("Stop", elem_id="augment-stop", elem_classes="stop", interactive=False, scale=1, min_width=90)
         self.status = gr.HTML("", elem_id="augment-status", elem_classes="status")
         with gr.Row(elem_classes="unused") as self.exports:
             zipped = gr.Button("Download the data set (zip)", elem_id="augment-download")
         self.latest = gr.Gallery(
-            columns=8, format="png", object_fit="contain", show_label=False, label="The latest pictures", height="auto",
-            elem_id="augmented", elem_classes=["notranslate", "unused"], allow_preview=False, buttons=[],
-        )  # fmt: skip
+            columns=8,
+            format="png",
+            object_fit="contain",
+            show_label=False,
+            label="The latest pictures",
+            height="auto",
+            elem_id="augmented",
+            elem_classes=["notranslate", "unused"],
+            allow_preview=False,
+            buttons=[],
+        )
         download(zipped, self.zip, [self.data_set])
 
     @property
@@ -142,9 +160,11 @@ class Augment:
             drawn, out = next(steps)
             data_set = DataSet(out, asked)
             yield {
-                self.latest: gr.update(value=[], elem_classes=["notranslate", "unused"]), self.status: status(drawn, 0) + notice,
-                self.exports: gr.update(elem_classes="unused"), self.data_set: data_set,
-            }  # fmt: skip
+                self.latest: gr.update(value=[], elem_classes=["notranslate", "unused"]),
+                self.status: status(drawn, 0) + notice,
+                self.exports: gr.update(elem_classes="unused"),
+                self.data_set: data_set,
+            }
             for drawn, _ in steps:
                 latest.extendleft((str(kept.path), caption(kept)) for kept in reversed(drawn.new))
                 now = time.monotonic()
@@ -155,9 +175,10 @@ class Augment:
         hint = "" if drawn.kept else ": no score reached the threshold, so lower it"
         line = progress.line(f"{drawn.drawn} pictures drawn, {_counts(drawn)}, seed {asked}{hint}")
         yield {
-            self.status: line + notice, self.exports: gr.update(elem_classes=[] if drawn.kept else "unused"),
+            self.status: line + notice,
+            self.exports: gr.update(elem_classes=[] if drawn.kept else "unused"),
             self.data_set: replace(data_set, finished=True),
-        }  # fmt: skip
+        }
 
     def end(self, data_set):
         """After a run, whatever ended it: what was kept until then can be downloaded."""
@@ -166,9 +187,11 @@ class Augment:
         kept = self.studio.kept(data_set.out)
         said = f"Stopped. {kept} pictures were kept until then." if kept else "Stopped before a picture was kept."
         return {
-            self.status: progress.line(said), self.exports: gr.update(elem_classes=[] if kept else "unused"),
-            self.data_set: replace(data_set, finished=True), self.stop: gr.update(interactive=False),
-        }  # fmt: skip
+            self.status: progress.line(said),
+            self.exports: gr.update(elem_classes=[] if kept else "unused"),
+            self.data_set: replace(data_set, finished=True),
+            self.stop: gr.update(interactive=False),
+        }
 
     def zip(self, visitor: str, data_set) -> Path:
         if data_set is None:
@@ -182,10 +205,16 @@ def build(studio: Studio, together: int) -> None:
     tab = Augment(studio)
     stoppable([tab.go.click], tab.stop)
     event = tab.go.click(
-        tab.draw, [tab.prompts, tab.file, tab.count, tab.threshold, tab.seed], tab.outputs, api_visibility="private",
-        show_progress="minimal", show_progress_on=tab.status, concurrency_id="sampling", concurrency_limit=together,
+        tab.draw,
+        [tab.prompts, tab.file, tab.count, tab.threshold, tab.seed],
+        tab.outputs,
+        api_visibility="private",
+        show_progress="minimal",
+        show_progress_on=tab.status,
+        concurrency_id="sampling",
+        concurrency_limit=together,
         trigger_mode="once",
-    )  # fmt: skip
+    )
     for ended in (event.then, event.failure):  # `then` alone does not come after an error
         ended(tab.end, tab.data_set, [tab.status, tab.exports, tab.data_set, tab.stop], **QUIET)
     tab.stop.click(None, cancels=[event], queue=False, api_visibility="private")

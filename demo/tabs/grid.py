@@ -21,18 +21,32 @@ class Grid:
             with gr.Column(scale=3):
                 with gr.Row(elem_id="order-row", elem_classes="unused") as self.order_row:
                     self.order = gr.Radio(
-                        [RANKED, SAMPLED], value=RANKED, show_label=False, label="Order", elem_id="order", container=False, scale=3
+                        [RANKED, SAMPLED],
+                        value=RANKED,
+                        show_label=False,
+                        label="Order",
+                        elem_id="order",
+                        container=False,
+                        scale=3,
                     )
                     self.best = gr.Slider(
-                        1, max(most, 2), most, step=1, label="Show the best", elem_id="best", scale=2, min_width=200, buttons=[],
-                    )  # fmt: skip
+                        1, max(most, 2), most, step=1, label="Show the best", elem_id="best", scale=2, min_width=200, buttons=[]
+                    )
                     self.rejected = gr.Checkbox(False, label="The rejected", elem_id="rejected", scale=1, min_width=120)
                 self.empty = gr.HTML(EMPTY)
                 self.previews = gr.HTML("", label="Previews", elem_id="previews")
                 self.gallery = gr.Gallery(
-                    columns=4, format="png", object_fit="contain", allow_preview=False, show_label=False, height="auto",
-                    label="Candidates", elem_id="gallery", elem_classes="unused", buttons=[],
-                )  # fmt: skip
+                    columns=4,
+                    format="png",
+                    object_fit="contain",
+                    allow_preview=False,
+                    show_label=False,
+                    height="auto",
+                    label="Candidates",
+                    elem_id="gallery",
+                    elem_classes="unused",
+                    buttons=[],
+                )
             with gr.Column(scale=2, min_width=300):
                 self.chosen = chosen_column.build(studio, self.kept, save_recipe)
         self._events()
@@ -40,19 +54,27 @@ class Grid:
     @property
     def outputs(self) -> list:
         return [
-            self.order_row, self.best, self.rejected, self.empty, self.previews, self.gallery, self.kept, *self.chosen.outputs
+            self.order_row,
+            self.best,
+            self.rejected,
+            self.empty,
+            self.previews,
+            self.gallery,
+            self.kept,
+            *self.chosen.outputs,
         ]
 
     def show(self, pictures: list[Picture], order: str) -> dict:
         """A whole pool on show, its best one chosen."""
         return {
-            self.gallery: gr.update(
-                value=gallery_items(pictures, order), elem_classes=["ranked"] if order == RANKED else []
-            ),
-            self.kept: pictures, self.previews: "", self.empty: gr.update(elem_classes="unused"),
-            self.order_row: gr.update(elem_classes=[]), self.rejected: False,
+            self.gallery: gr.update(value=gallery_items(pictures, order), elem_classes=["ranked"] if order == RANKED else []),
+            self.kept: pictures,
+            self.previews: "",
+            self.empty: gr.update(elem_classes="unused"),
+            self.order_row: gr.update(elem_classes=[]),
+            self.rejected: False,
             self.best: gr.update(maximum=max(len(pictures), 2), value=len(pictures)),  # Gradio makes no slider from 1 to 1
-        } | self.chosen.show(pictures[0], pictures)  # fmt: skip
+        } | self.chosen.show(pictures[0], pictures)
 
     def clear(self) -> dict:
         """What was on show is gone, for previews of the next pool."""
@@ -75,7 +97,11 @@ class Grid:
             return chosen.show(listed[event.index], kept)
 
         gr.on(
-            [self.order.input, self.best.input, self.rejected.input], reorder, shown, self.gallery,
-            trigger_mode="always_last", **QUIET,
-        )  # fmt: skip
+            [self.order.input, self.best.input, self.rejected.input],
+            reorder,
+            shown,
+            self.gallery,
+            trigger_mode="always_last",
+            **QUIET,
+        )
         self.gallery.select(choose, shown, chosen.outputs, **QUIET)

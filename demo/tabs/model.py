@@ -39,18 +39,24 @@ def build(studio: Studio, tab: gr.Tab) -> None:
     parts = gr.HTML("", elem_id="model-parts", elem_classes="figures")
     text = gr.Markdown("", elem_id="model-card", elem_classes="notranslate")
     drawn = gr.Image(
-        label="Prompts that training never saw: real, through the image tokenizer, best of 1, 4, 16, 64 by CLIP", interactive=False,
-        format="png", elem_id="model-evaluation", elem_classes="unused", buttons=[],
+        label="Prompts that training never saw: real, through the image tokenizer, best of 1, 4, 16, 64 by CLIP",
+        interactive=False,
+        format="png",
+        elem_id="model-evaluation",
+        elem_classes="unused",
+        buttons=[],
         alt_text="Pictures of prompts that training never saw",
-    )  # fmt: skip
+    )
 
     def show():
         loaded = studio.holder.loaded
         picture = folder(loaded.model) / "evaluation.png"
         found = picture.is_file()
         return {
-            about: facts(loaded), parts: sizes(loaded), text: card(loaded.model),
+            about: facts(loaded),
+            parts: sizes(loaded),
+            text: card(loaded.model),
             drawn: gr.update(value=str(picture) if found else None, elem_classes=[] if found else "unused"),
-        }  # fmt: skip
+        }
 
     tab.select(show, None, [about, parts, text, drawn], api_visibility="private", show_progress="hidden")

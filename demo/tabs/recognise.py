@@ -56,9 +56,13 @@ def build(studio: Studio, together: int, tab: gr.Tab) -> None:
         with gr.Column():
             upload = picture_input("Picture", "recognise-upload", 320)
             labels = gr.Textbox(
-                label="Labels, one a line", lines=4, max_lines=12, elem_id="labels", max_length=MAX_PROMPT,
+                label="Labels, one a line",
+                lines=4,
+                max_lines=12,
+                elem_id="labels",
+                max_length=MAX_PROMPT,
                 info="Empty: everything the model knows by name.",
-            )  # fmt: skip
+            )
             run = gr.Button("Recognise", variant="primary", elem_id="recognise")
             with gr.Group(elem_classes=shown()) as asking:
                 question = gr.Textbox(label="Question", placeholder=QUESTION, elem_id="question", max_length=MAX_PROMPT)
@@ -72,17 +76,21 @@ def build(studio: Studio, together: int, tab: gr.Tab) -> None:
         return ranking(studio.recognise(visitor(request), path, lines or None))
 
     run.click(
-        recognise, [upload, labels], result, api_visibility="private", concurrency_id="sampling",
-        concurrency_limit=together,
-    )  # fmt: skip
+        recognise, [upload, labels], result, api_visibility="private", concurrency_id="sampling", concurrency_limit=together
+    )
 
     def describe(request: gr.Request, path, asked):
         with closing(studio.describe(visitor(request), path, asked)) as parts:
             yield from parts
 
     gr.on(
-        [ask.click, question.submit], describe, [upload, question], answer, api_visibility="private",
-        concurrency_id="sampling", concurrency_limit=together,
-    )  # fmt: skip
+        [ask.click, question.submit],
+        describe,
+        [upload, question],
+        answer,
+        api_visibility="private",
+        concurrency_id="sampling",
+        concurrency_limit=together,
+    )
     # Another model may have been loaded, which answers or does not.
     tab.select(lambda: [gr.update(elem_classes=shown())] * 2, None, [asking, answer], **QUIET)

@@ -24,9 +24,14 @@ def build(studio: Studio, button: gr.Button, chosen: gr.State) -> None:
     """Adds what `button` shows of the chosen picture."""
     with gr.Column(elem_id="tile-shown", elem_classes="unused") as column:
         preview = gr.Image(
-            show_label=False, label="The seamless tile, nine times", interactive=False, format="png", elem_id="tiled",
-            buttons=["fullscreen"], alt_text="The seamless tile, nine times",
-        )  # fmt: skip
+            show_label=False,
+            label="The seamless tile, nine times",
+            interactive=False,
+            format="png",
+            elem_id="tiled",
+            buttons=["fullscreen"],
+            alt_text="The seamless tile, nine times",
+        )
         with gr.Row():
             download = gr.DownloadButton("Download the tile", elem_id="tile-download", min_width=120)
             close = gr.Button("Hide", elem_id="tile-hide", min_width=80)

@@ -84,9 +84,13 @@ class Tokens:
                 self.table = gr.HTML("", elem_id="tokens-figures", elem_classes="figures")
             with gr.Column(elem_classes="unused") as self.seen:
                 self.shown = gr.Image(
-                    label="Reconstruction, cell by cell", interactive=False, elem_id="tokens-grid", format="png", buttons=[],
+                    label="Reconstruction, cell by cell",
+                    interactive=False,
+                    elem_id="tokens-grid",
+                    format="png",
+                    buttons=[],
                     alt_text="Reconstruction, cell by cell",
-                )  # fmt: skip
+                )
                 with gr.Row(elem_classes="unused") as self.token:
                     self.number = gr.Number(label="Token of the clicked cell", precision=0, elem_id="token", interactive=True)
                     self.number.preprocess = lambda value: value  # `put` says what is allowed
@@ -96,17 +100,23 @@ class Tokens:
                 label="Original and reconstruction", elem_id="tokens-slider", interactive=False, format="png"
             )
             self.wrong = gr.Image(
-                label="Where it is off (dark)", interactive=False, elem_id="tokens-error", format="png", buttons=[],
+                label="Where it is off (dark)",
+                interactive=False,
+                elem_id="tokens-error",
+                format="png",
+                buttons=[],
                 alt_text="Where the reconstruction is off (dark)",
-            )  # fmt: skip
+            )
 
     def show(self, read: Read) -> dict:
         """All that is shown of a picture and of the tokens that are to stand for it."""
         return {
-            self.read: read, self.shown: with_grid(read.decoded, len(read.tokens), read.cell),
-            self.slider: (enlarge(read.original), enlarge(read.decoded)), self.wrong: enlarge(error_map(read.original, read.decoded)),
+            self.read: read,
+            self.shown: with_grid(read.decoded, len(read.tokens), read.cell),
+            self.slider: (enlarge(read.original), enlarge(read.decoded)),
+            self.wrong: enlarge(error_map(read.original, read.decoded)),
             self.table: figures(read.tokens, read.codebook_size, psnr(read.original, read.decoded)),
-        }  # fmt: skip
+        }
 
     def reconstruct(self, request: gr.Request, path):
         """A picture -> its tokens and its reconstruction."""
@@ -116,8 +126,11 @@ class Tokens:
         decoded = self.studio.decode(visitor(request), tokens)
         used = gr.update(elem_classes=[])
         return self.show(Read(original, tokens, decoded, loaded.source, loaded.limits.codebook_size)) | {
-            self.number: None, self.token: gr.update(elem_classes="unused"), self.seen: used, self.compared: used,
-        }  # fmt: skip
+            self.number: None,
+            self.token: gr.update(elem_classes="unused"),
+            self.seen: used,
+            self.compared: used,
+        }
 
     def choose(self, event: gr.SelectData, read):
         """The cell at a point of the shown picture, and its token."""
@@ -126,9 +139,11 @@ class Tokens:
         grid = len(read.tokens)
         row, column = cell_at(event.index, enlarge(read.decoded).width, grid)
         return {
-            self.read: replace(read, cell=(row, column)), self.shown: with_grid(read.decoded, grid, (row, column)),
-            self.number: read.tokens[row][column], self.token: gr.update(elem_classes=[]),
-        }  # fmt: skip
+            self.read: replace(read, cell=(row, column)),
+            self.shown: with_grid(read.decoded, grid, (row, column)),
+            self.number: read.tokens[row][column],
+            self.token: gr.update(elem_classes=[]),
+        }
 
     def put(self, request: gr.Request, read, value):
         """Another token in the clicked cell."""
@@ -152,10 +167,13 @@ def build(studio: Studio) -> None:
         tab.reconstruct, tab.upload, [*outputs, tab.number, tab.token, tab.seen, tab.compared], api_visibility="private"
     )
     tab.shown.select(
-        tab.choose, tab.read, [tab.read, tab.shown, tab.number, tab.token], show_progress="hidden",
-        api_visibility="private",
-    )  # fmt: skip
+        tab.choose, tab.read, [tab.read, tab.shown, tab.number, tab.token], show_progress="hidden", api_visibility="private"
+    )
     gr.on(
-        [tab.change.click, tab.number.submit], tab.put, [tab.read, tab.number], outputs, show_progress="hidden",
+        [tab.change.click, tab.number.submit],
+        tab.put,
+        [tab.read, tab.number],
+        outputs,
+        show_progress="hidden",
         api_visibility="private",
-    )  # fmt: skip
+    )

@@ -26,7 +26,10 @@ EVERY = 5  # seconds between two looks at a folder
 COMMAND = "python -m dalle_core train PICTURES --out runs/mine --name mine --licence CC-BY-4.0"
 LINEAR, LOGARITHMIC = "linear", "logarithmic"
 FIRST = 3  # figures in the plot before somebody chooses
-TITLES = {"reconstructions": "Originals above their reconstructions, step {}", "samples": "Drawn for held-out captions, step {}"}
+TITLES = {
+    "reconstructions": "Originals above their reconstructions, step {}",
+    "samples": "Drawn for held-out captions, step {}",
+}
 LONGEST = 2000  # characters of a setting
 
 
@@ -71,9 +74,7 @@ def first_figures(run: Run) -> list[str]:
 def points(run: Run, chosen: list[str], scale: str) -> pd.DataFrame:
     """A row for each point of the chosen curves. On the logarithmic scale, for which LinePlot has no axis, powers of ten."""
     logarithmic = scale == LOGARITHMIC
-    rows = [
-        (step, value, name) for name in chosen for step, value in run.curves.get(name, ()) if value > 0 or not logarithmic
-    ]  # fmt: skip
+    rows = [(step, value, name) for name in chosen for step, value in run.curves.get(name, ()) if value > 0 or not logarithmic]
     frame = pd.DataFrame(rows, columns=["step", "value", "figure"]).astype({"step": float, "value": float, "figure": str})
     if logarithmic:
         frame["value"] = frame["value"].map(math.log10)
@@ -115,33 +116,55 @@ class Train:
         self.seen, self.timer = gr.State(None), gr.Timer(EVERY, active=False)
         with gr.Row(elem_id="train-row"):
             self.run = gr.Dropdown(
-                [], value=None, label="Training", info="One of the list, or the path of its folder", allow_custom_value=True,
-                elem_id="train-run", scale=4, min_width=200,
-            )  # fmt: skip
+                [],
+                value=None,
+                label="Training",
+                info="One of the list, or the path of its folder",
+                allow_custom_value=True,
+                elem_id="train-run",
+                scale=4,
+                min_width=200,
+            )
             self.refresh = gr.Button("Refresh", elem_id="train-refresh", scale=1, min_width=110)
         self.status = gr.HTML("", elem_id="train-status", elem_classes="status")
         with gr.Column(elem_classes="unused", elem_id="train-empty") as self.empty:
             gr.HTML('<div class="empty">Nothing is being trained here yet. This command starts a training:</div>')
-            gr.Textbox(
-                COMMAND, label="Command", lines=2, interactive=False, buttons=["copy"], elem_id="train-command",
-            )  # fmt: skip
+            gr.Textbox(COMMAND, label="Command", lines=2, interactive=False, buttons=["copy"], elem_id="train-command")
         with gr.Column(elem_classes="unused", elem_id="train-body") as self.body:
             with gr.Row(elem_classes="unused") as self.usable:
                 self.use = gr.Button("Draw with its newest weights", variant="primary", elem_id="train-use")
             with gr.Row():
-                self.figures = gr.Dropdown([], multiselect=True, label="Figures", elem_id="train-figures", scale=3, min_width=200)
-                self.scale = gr.Radio([LINEAR, LOGARITHMIC], value=LINEAR, label="Scale", elem_id="train-scale", scale=2, min_width=200)
+                self.figures = gr.Dropdown(
+                    [], multiselect=True, label="Figures", elem_id="train-figures", scale=3, min_width=200
+                )
+                self.scale = gr.Radio(
+                    [LINEAR, LOGARITHMIC], value=LINEAR, label="Scale", elem_id="train-scale", scale=2, min_width=200
+                )
             self.plot = gr.LinePlot(
-                x="step", y="value", color="figure", x_title="step", y_title=" ", color_title=" ", height=320, show_label=False,
-                label="Figures over steps", elem_id="train-plot", buttons=[],
-            )  # fmt: skip
+                x="step",
+                y="value",
+                color="figure",
+                x_title="step",
+                y_title=" ",
+                color_title=" ",
+                height=320,
+                show_label=False,
+                label="Figures over steps",
+                elem_id="train-plot",
+                buttons=[],
+            )
             self.pictures = {
                 kind: gr.Image(
-                    label=TITLES[kind].format(0), interactive=False, format="png", elem_id=f"train-{kind}",
-                    elem_classes="unused", buttons=["fullscreen"], alt_text=TITLES[kind].partition(",")[0],
+                    label=TITLES[kind].format(0),
+                    interactive=False,
+                    format="png",
+                    elem_id=f"train-{kind}",
+                    elem_classes="unused",
+                    buttons=["fullscreen"],
+                    alt_text=TITLES[kind].partition(",")[0],
                 )
                 for kind in KINDS
-            }  # fmt: skip
+            }
             self.older = checked_later(
                 gr.Slider(0, 1, 0, step=1, label="Pictures of step", elem_id="train-older", elem_classes="unused", buttons=[])
             )
@@ -155,9 +178,18 @@ class Train:
     @property
     def outputs(self) -> list:
         return [
-            self.seen, self.status, self.empty, self.body, self.usable, self.figures, self.plot, *self.pictures.values(), self.older,
-            self.config, self.fold,
-        ]  # fmt: skip
+            self.seen,
+            self.status,
+            self.empty,
+            self.body,
+            self.usable,
+            self.figures,
+            self.plot,
+            *self.pictures.values(),
+            self.older,
+            self.config,
+            self.fold,
+        ]
 
     # ------------------------------------------------------------ looking
 
@@ -191,17 +223,26 @@ class Train:
         pictures, shown = self._pictures(run, step, before)
         return pictures | {
             self.seen: Seen(folder, run_token, shown, newest_picture(run)),
-            self.status: status(run), self.empty: gr.update(elem_classes="unused"), self.body: gr.update(elem_classes=[]),
+            self.status: status(run),
+            self.empty: gr.update(elem_classes="unused"),
+            self.body: gr.update(elem_classes=[]),
             self.usable: gr.update(elem_classes=[] if trainings.can_draw(folder) else "unused"),
             self.figures: gr.update(choices=list(run.curves), value=names),
             self.plot: gr.LinePlot(points(run, names, scale), y_title="log10" if scale == LOGARITHMIC else " "),
-            self.config: settings(run.config), self.fold: gr.update(elem_classes=[] if run.config else "unused"),
-        }  # fmt: skip
+            self.config: settings(run.config),
+            self.fold: gr.update(elem_classes=[] if run.config else "unused"),
+        }
 
     def _nothing(self) -> dict:
         """No training is there, or chosen."""
         hidden = gr.update(elem_classes="unused")
-        return {self.seen: None, self.status: "", self.empty: gr.update(elem_classes=[]), self.body: hidden, self.usable: hidden}
+        return {
+            self.seen: None,
+            self.status: "",
+            self.empty: gr.update(elem_classes=[]),
+            self.body: hidden,
+            self.usable: hidden,
+        }
 
     def _pictures(self, run: Run, step, seen: Seen) -> tuple[dict, tuple]:
         """(what is new of the pictures and their slider, which pictures are shown then)."""
@@ -209,7 +250,7 @@ class Train:
         if not steps:
             return {self.older: gr.update(elem_classes="unused")} | {
                 image: gr.update(value=None, elem_classes="unused") for image in self.pictures.values()
-            }, ()  # fmt: skip
+            }, ()
         follows = not seen.newest or not isinstance(step, (int, float)) or step >= seen.newest
         step = steps[-1] if follows else max(steps[0], int(step))
         shown, updates = [], {}
@@ -219,9 +260,10 @@ class Train:
             if len(seen.pictures) == len(KINDS) and seen.pictures[len(shown) - 1] == shown[-1]:
                 continue
             updates[image] = (
-                gr.update(value=found[2], label=TITLES[kind].format(f"{found[0]:,}"), elem_classes=[]) if found
+                gr.update(value=found[2], label=TITLES[kind].format(f"{found[0]:,}"), elem_classes=[])
+                if found
                 else gr.update(value=None, elem_classes="unused")
-            )  # fmt: skip
+            )
         updates[self.older] = gr.update(
             minimum=steps[0], maximum=max(steps[-1], steps[0] + 1), value=step, elem_classes=[] if len(steps) > 1 else "unused"
         )
@@ -257,10 +299,22 @@ def build(studio: Studio, root: Path, tab: gr.Tab, controls: Controls) -> gr.eve
     )
     train.run.input(train.open, train.inputs, every, **QUIET)
     train.timer.tick(train.look, train.inputs, train.outputs, trigger_mode="once", **QUIET)
-    gr.on([train.figures.input, train.scale.input, train.older.input], train.again, train.inputs, train.outputs, trigger_mode="always_last", **QUIET)
+    gr.on(
+        [train.figures.input, train.scale.input, train.older.input],
+        train.again,
+        train.inputs,
+        train.outputs,
+        trigger_mode="always_last",
+        **QUIET,
+    )
     used = train.use.click(
-        train.load, train.run, train.status, trigger_mode="once", show_progress="minimal", show_progress_on=train.status,
+        train.load,
+        train.run,
+        train.status,
+        trigger_mode="once",
+        show_progress="minimal",
+        show_progress_on=train.status,
         api_visibility="private",
-    )  # fmt: skip
+    )
     used.failure(train.again, train.inputs, train.outputs, **QUIET)
     return used.success(lambda: controls.fitted(studio), None, controls.of_model, **QUIET)

@@ -32,22 +32,24 @@ def verdict(pair: list[Picture], side: int) -> str:
 def build(kept: gr.State) -> None:
     """The fold below the gallery; votes are counted in the visitor's browser (`vote.js`)."""
     pair = gr.State(None)
-    with gr.Accordion(
-        "Blind vote: which fits the prompt better?", open=False, elem_id="vote", elem_classes="unused"
-    ) as fold:
+    with gr.Accordion("Blind vote: which fits the prompt better?", open=False, elem_id="vote", elem_classes="unused") as fold:
         asked = gr.HTML("", elem_id="vote-asked")
         with gr.Row():
             pictures = [
                 gr.Image(
-                    label=f"Candidate {name}", elem_id=f"vote-{name.lower()}", format="png",
-                    interactive=False, buttons=[], height=240, min_width=120, alt_text=f"Candidate {name}",
+                    label=f"Candidate {name}",
+                    elem_id=f"vote-{name.lower()}",
+                    format="png",
+                    interactive=False,
+                    buttons=[],
+                    height=240,
+                    min_width=120,
+                    alt_text=f"Candidate {name}",
                 )
                 for name in "AB"
-            ]  # fmt: skip
-        with gr.Row():
-            buttons = [
-                gr.Button(f"{name} fits better", elem_id=f"vote-for-{name.lower()}", min_width=100) for name in "AB"
             ]
+        with gr.Row():
+            buttons = [gr.Button(f"{name} fits better", elem_id=f"vote-for-{name.lower()}", min_width=100) for name in "AB"]
             another = gr.Button("Another pair", elem_id="vote-another", min_width=100)
         gr.HTML('<div id="vote-tally" role="status"></div>')
     said = gr.Textbox(elem_id="vote-said", elem_classes="offstage", show_label=False)
@@ -58,9 +60,12 @@ def build(kept: gr.State) -> None:
             return {pair: None, fold: gr.update(elem_classes="unused")}
         prompt = html.escape(two[0].drawn.request.prompt[:200])
         return {
-            pair: two, fold: gr.update(elem_classes=[]), asked: f'<b translate="no">{prompt}</b>',
-            pictures[0]: two[0].path, pictures[1]: two[1].path,
-        }  # fmt: skip
+            pair: two,
+            fold: gr.update(elem_classes=[]),
+            asked: f'<b translate="no">{prompt}</b>',
+            pictures[0]: two[0].path,
+            pictures[1]: two[1].path,
+        }
 
     def vote_for(side):
         def vote(two, kept):

@@ -7,9 +7,19 @@ from tests.browser.steps import comes_true, generate, is_closed, is_held, open_t
 
 TABS = ["Create", "Complete", "Tokens", "Recognise", "Compare", "Augment", "Model"]
 USED = {
-    "button", "checkbox", "combobox", "link", "listbox", "radio", "searchbox", "slider", "spinbutton", "switch", "tab",
+    "button",
+    "checkbox",
+    "combobox",
+    "link",
+    "listbox",
+    "radio",
+    "searchbox",
+    "slider",
+    "spinbutton",
+    "switch",
+    "tab",
     "textbox",
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("page", [{"width": 1440, "height": 900}, {"width": 390, "height": 844}], indirect=True)
@@ -79,14 +89,17 @@ def ready_to_draw(page, gate, tab):
         box(page, "augment-prompts").fill("a red fox")
 
 
-@pytest.mark.parametrize("tab, focus, status, finished", [
-    ("Create", "seed", "status", "ranked by CLIP"),
-    ("Complete", "complete-prompt", "complete-status", "8 candidates"),
-    ("Complete", "complete-seed", "complete-status", "8 candidates"),
-    ("Compare", "compare-prompt", "compare-status", "4 cells"),
-    ("Compare", "compare-x-values", "compare-status", "4 cells"),
-    ("Augment", "augment-seed", "augment-status", "4 kept"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "tab, focus, status, finished",
+    [
+        ("Create", "seed", "status", "ranked by CLIP"),
+        ("Complete", "complete-prompt", "complete-status", "8 candidates"),
+        ("Complete", "complete-seed", "complete-status", "8 candidates"),
+        ("Compare", "compare-prompt", "compare-status", "4 cells"),
+        ("Compare", "compare-x-values", "compare-status", "4 cells"),
+        ("Augment", "augment-seed", "augment-status", "4 kept"),
+    ],
+)
 def test_enter_starts_a_run_and_escape_stops_it(page, gate, tab, focus, status, finished):
     ready_to_draw(page, gate, tab)
     gate.let(0)

@@ -21,7 +21,7 @@ PRESSED = {
     "Compare": [RESET, "compare"],
     "Augment": ["Click to upload or drop files", RESET, "augment"],
     "Model": [],
-}  # fmt: skip
+}
 # Places of pictures that a visitor fills: those for results are not in sight.
 PICTURES = {"Complete": ["complete-picture"], "Tokens": ["tokens-upload"], "Recognise": ["recognise-upload"]}
 SEEN = """() => {

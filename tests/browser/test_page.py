@@ -126,8 +126,10 @@ def test_the_place_in_the_queue_is_seen_and_can_be_given_up(page, gate, served):
     prompt(second).press("Enter")
     place = second.locator("#status .progress-text")
     expect(place).to_contain_text("queue: 1/1")
-    clipped = "e => { for (let p = e; p = p.parentElement;) if (getComputedStyle(p).overflowY !== 'visible' && " \
+    clipped = (
+        "e => { for (let p = e; p = p.parentElement;) if (getComputedStyle(p).overflowY !== 'visible' && "
         "p.getBoundingClientRect().bottom < e.getBoundingClientRect().bottom) return p.className; }"
+    )
     assert place.evaluate(clipped) is None
     second.keyboard.press("Escape")
     expect(place).to_have_count(0)

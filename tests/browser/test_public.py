@@ -28,7 +28,9 @@ def test_a_refusal_is_a_sentence_and_nothing_is_lost(gate, browser, served, monk
         expect(other.locator("#status")).to_contain_text(said)
     prompt(page).fill("two apples")
     prompt(page).press("Enter")
-    expect(page.locator(".toast-body")).to_contain_text("2 of your requests are waiting or running already: let one of them finish")
+    expect(page.locator(".toast-body")).to_contain_text(
+        "2 of your requests are waiting or running already: let one of them finish"
+    )
     expect(page.locator("#stop")).to_be_disabled()
     assert captions(page) == before and prompt(page).input_value() == "two apples"
     gate.open.set()

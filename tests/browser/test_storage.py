@@ -11,7 +11,9 @@ from tests.browser.steps import entries, generate, prompt, thumbnails
 # As Chromium does for a site whose cookies are blocked.
 FORBIDDEN = """Object.defineProperty(window, "localStorage", { get() {
   throw new DOMException("Failed to read the 'localStorage' property from 'Window': Access is denied.", "SecurityError"); } });"""
-NO_ROOM = """Storage.prototype.setItem = () => { throw new DOMException("The quota has been exceeded.", "QuotaExceededError"); };"""
+NO_ROOM = (
+    """Storage.prototype.setItem = () => { throw new DOMException("The quota has been exceeded.", "QuotaExceededError"); };"""
+)
 # Other keys of the same origin, to the last character.
 FULL = """() => { for (let size = 4e6; size >= 1; size = Math.floor(size / 2)) {
   try { for (let i = 0; ; i++) localStorage.setItem(`filler${size}.${i}`, "x".repeat(size)); } catch { } } }"""
@@ -38,10 +40,14 @@ def votes_twice(page):
         expect(page.locator("#vote-tally")).to_contain_text(f"of {count} votes")
 
 
-@pytest.mark.parametrize("script, english, chinese", [
-    (FORBIDDEN, "This browser does not let the page keep a history", "这个浏览器不允许本页保存历史记录"),
-    (NO_ROOM, "Other pages of this address fill this browser's storage", "占满了浏览器的存储空间"),
-], ids=["forbidden", "no room"])  # fmt: skip
+@pytest.mark.parametrize(
+    "script, english, chinese",
+    [
+        (FORBIDDEN, "This browser does not let the page keep a history", "这个浏览器不允许本页保存历史记录"),
+        (NO_ROOM, "Other pages of this address fill this browser's storage", "占满了浏览器的存储空间"),
+    ],
+    ids=["forbidden", "no room"],
+)
 @pytest.mark.parametrize("size", [DESK, PHONE], ids=["desk", "phone"])
 def test_without_storage_a_visitor_reads_so_and_everything_else_works(browser, served, gate, script, english, chinese, size):
     with visit(browser, served[0], size, script) as page:

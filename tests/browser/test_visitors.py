@@ -12,7 +12,19 @@ from PIL import Image
 from playwright.sync_api import expect
 
 from tests.browser.conftest import serve
-from tests.browser.steps import captions, drop, entries, fresh, generate, is_closed, open_page, previews, prompt, saved, thumbnails
+from tests.browser.steps import (
+    captions,
+    drop,
+    entries,
+    fresh,
+    generate,
+    is_closed,
+    open_page,
+    previews,
+    prompt,
+    saved,
+    thumbnails,
+)
 
 
 @pytest.fixture(scope="module")
@@ -69,10 +81,20 @@ def files(page) -> list[Path]:
 
 
 OPEN_TO_ALL = [
-    "", "config", "manifest.json", "gradio_api/info", "gradio_api/info?all_endpoints=true", "gradio_api/openapi.json",
-    "gradio_api/startup-events", "gradio_api/app_id", "gradio_api/runs", "gradio_api/run-history/records",
-    "gradio_api/deep_link?session_hash=another", "monitoring", "monitoring/summary",
-]  # fmt: skip
+    "",
+    "config",
+    "manifest.json",
+    "gradio_api/info",
+    "gradio_api/info?all_endpoints=true",
+    "gradio_api/openapi.json",
+    "gradio_api/startup-events",
+    "gradio_api/app_id",
+    "gradio_api/runs",
+    "gradio_api/run-history/records",
+    "gradio_api/deep_link?session_hash=another",
+    "monitoring",
+    "monitoring/summary",
+]
 
 
 def test_nothing_that_all_may_ask_for_tells_of_a_visitor_s_pictures(page, gate, served):
@@ -106,12 +128,23 @@ def test_a_picture_is_read_by_its_address_only_and_nobody_can_guess_that(page, g
     Image.new("RGB", (8, 8)).save(secret)
     up = os.path.relpath(secret, folder)
     outside = [
-        f"file={secret}", "file=/etc/passwd", "file=app.py", "file=./demo/create.py", "file=file:///etc/passwd",
-        f"file=/{secret}", f"file={url}config", f"file={folder}/{up}", f"file/{folder}/{up}", f"file={folder}/{up.replace('..', '%2e%2e')}",
-        f"file={folder}/{quote(up, safe='')}", f"file={folder}/{up.replace('..', '%2e%2e').replace('/', '%2f')}",
-        f"file={folder}/{up.replace('..', '%252e%252e')}", f"file={folder}/{up.replace('/', '%5c')}",
-        f"file={secret}%00.png", f"file={folder}/%00/{up}",
-    ]  # fmt: skip
+        f"file={secret}",
+        "file=/etc/passwd",
+        "file=app.py",
+        "file=./demo/create.py",
+        "file=file:///etc/passwd",
+        f"file=/{secret}",
+        f"file={url}config",
+        f"file={folder}/{up}",
+        f"file/{folder}/{up}",
+        f"file={folder}/{up.replace('..', '%2e%2e')}",
+        f"file={folder}/{quote(up, safe='')}",
+        f"file={folder}/{up.replace('..', '%2e%2e').replace('/', '%2f')}",
+        f"file={folder}/{up.replace('..', '%252e%252e')}",
+        f"file={folder}/{up.replace('/', '%5c')}",
+        f"file={secret}%00.png",
+        f"file={folder}/%00/{up}",
+    ]
     for path in outside:
         assert ask(url, f"/gradio_api/{path}")[0] in (403, 404), path
     for path in ("static", "assets", "svelte"):
