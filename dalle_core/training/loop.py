@@ -364,10 +364,11 @@ class Loop:
             if self.first:
                 checkpoints.seal(part, self.args.keep)
         except (OSError, RuntimeError, SafetensorError) as error:
+            free = shutil.disk_usage(self.out).free / 2**20  # torch.save does not say that the disk is full
             shutil.rmtree(part, ignore_errors=True)
             raise ModelError(
-                f"The checkpoint of step {self.step} could not be written to {part.parent} ({error}): make room there, and "
-                "the same command goes on from the checkpoint before."
+                f"The checkpoint of step {self.step} could not be written to {part.parent}, where {free:,.0f} MB are free "
+                f"({error}): make room there, and the same command goes on from the checkpoint before."
             ) from error
         self.accelerator.wait_for_everyone()
         self.saved_at = time.monotonic()
