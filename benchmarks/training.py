@@ -1,13 +1,16 @@
-"""How fast a prior trains: samples a second, and which share of this machine's rate of matrix products that is.
+"""How fast a prior trains: samples a second, and which share of this machine's rate of matrix products that is. And how much
+of an image tokenizer's training step its convolutions take.
 
-Regime: `GPTPrior` of 6 layers, 256 wide, 20 positions of text and 256 of image tokens, batches of 32, whole training steps
-(forward, backward, clipping, Muon and AdamW) through `torch.autocast` in float32 and in bfloat16, on the CPU with all its
+Regime: `GPTPrior` of 6 layers, 320 wide, 20 positions of text and 256 of 8,192 image tokens, batches of 32, whole training
+steps (forward, backward, clipping, Muon and AdamW) through `torch.autocast` in float32 and in bfloat16, on the CPU with all its
 threads. Beside each the rate of large matrix products in the same dtype, measured in the same minute; "share" is of the best
 of these rates. Operations are those of the products in forward and backward, counted by PyTorch; the optimizers' are not
 among them, their time is. Nothing else should be running. Where DALLE-pytorch is installed (`pip install
 dalle-pytorch==1.6.6`), its transformer of the same shape is measured in turn with ours, with AdamW; it also predicts the text.
 It imports youtokentome, taming and pkg_resources, which its transformer does not use: where they cannot be installed, modules
 of these names with what it imports of them are enough, as in the README's figures.
+The image tokenizer is that of `--preset emoji` with all its losses, in bfloat16; PyTorch's profiler says which part of a step
+passes in convolutions, forward and backward, those of the perceptual network and the discriminator among them.
 Ends in one JSON line. `python -m benchmarks.training --help`
 """
 
@@ -15,16 +18,22 @@ import argparse
 import json
 import os
 import statistics
+import tempfile
 import time
 
 import torch
+from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.embedded import cpu_name
 from dalle_core.priors.gpt import GPTPrior
+from dalle_core.training import image_tokenizer
+from dalle_core.training.loop import Loop
 from dalle_core.training.prior import optimizers, prior_loss
+from dalle_core.training.vq_model import new_image_tokenizer
 
-TEXT, IMAGE, WIDTH, LAYERS, HEADS, TEXTS, CODES = 20, 256, 256, 6, 4, 2811, 1024
+TEXT, IMAGE, WIDTH, LAYERS, HEADS, TEXTS, CODES = 20, 256, 320, 6, 5, 4096, 8192
+CONVOLUTIONS = ("aten::convolution", "aten::convolution_backward")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -90,6 +99,28 @@ def seconds(trainer, text, tokens) -> float:
     return time.perf_counter() - start
 
 
+def image_tokenizer_step(repeats: int) -> dict:
+    """Median seconds of a step after the discriminator has begun, and of the convolutions in it."""
+    with tempfile.TemporaryDirectory() as out:
+        args = image_tokenizer.parser().parse_args(["--out", out, "--precision", "bf16", "--cpu"])
+        image_tokenizer.complete(args)
+        loop = Loop(image_tokenizer.NAME, args, steps=100)
+        model = new_image_tokenizer(args.codebook_size, tuple(args.channels), args.block_size, args.image_size)
+        losses = (args.perceptual, args.adversarial, args.locality)
+        trainer = image_tokenizer.Trainer(loop, model, 0, args.warmup_steps, args.crop, args.learning_rate, *losses)
+        pixels = torch.rand(args.batch_size, 3, args.crop, args.crop).contiguous(memory_format=torch.channels_last) * 2 - 1
+        whole, convolutions = [], []
+        for loop.step in range(repeats + 2):
+            with profile(activities=[ProfilerActivity.CPU]) as profiled:
+                start = time.perf_counter()
+                trainer.step(pixels)
+                whole.append(time.perf_counter() - start)
+            mine = (event for event in profiled.key_averages() if event.key in CONVOLUTIONS)
+            convolutions.append(sum(event.cpu_time_total for event in mine) / 1e6)
+    took, of_convolutions = (statistics.median(each[2:]) for each in (whole, convolutions))  # two to warm up
+    return {"step_s": round(took, 3), "convolutions_s": round(of_convolutions, 3), "times": round(took / of_convolutions, 2)}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="Time the training of a prior.")
     parser.add_argument("--batch-size", type=int, default=32)
@@ -123,6 +154,7 @@ def main() -> None:
             "matmul_gflops": round(rates[name] / 1e9, 1),
         }
     best = max(rates, key=rates.get)
+    result["image_tokenizer"] = image_tokenizer_step(args.repeats)
     result |= {"best_dtype": best, "share": round(ours[best] / rates[best], 2), "cores": os.cpu_count(), "machine": cpu_name()}
     print(json.dumps(result))
 
