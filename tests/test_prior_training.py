@@ -15,6 +15,7 @@ import dalle_core
 from dalle_core import InputError, image_tokenizer
 from dalle_core.priors.bart import BartPrior
 from dalle_core.priors.gpt import GPTPrior
+from dalle_core.priors.loss import head_loss
 from dalle_core.training import prior as training
 from dalle_core.training.data import open_dataset
 from dalle_core.training.look import Look
@@ -302,3 +303,36 @@ def test_what_cannot_be_is_said(parts, tmp_path):
     pipe.save_pretrained(tmp_path / "blind")
     with pytest.raises(InputError, match="without its image tokenizer's encoder"):
         run(parts, tmp_path / "c", "--init", tmp_path / "blind")
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("count", [1, 300])  # positions of each of two rows: fewer than go through at a time, and more
+def test_the_loss_in_pieces_is_the_loss_of_all_logits(bias, count):
+    torch.manual_seed(0)
+    head, targets = torch.nn.Linear(24, 50, bias=bias), torch.randint(50, (2, count))
+    features = [torch.randn(2, count, 24).requires_grad_() for _ in range(2)]
+    features[1].data.copy_(features[0].data)
+    whole = F.cross_entropy(head(features[0]).flatten(0, 1), targets.flatten())
+    (3 * whole).backward()
+    expected = [p.grad.clone() for p in head.parameters()]
+    head.zero_grad()
+    loss = head_loss(features[1], head, targets)
+    (3 * loss).backward()
+    torch.testing.assert_close(loss, whole)
+    torch.testing.assert_close(features[1].grad, features[0].grad)
+    torch.testing.assert_close([p.grad for p in head.parameters()], expected)
+    head.requires_grad_(False)  # as under a LoRA
+    head_loss(features[1], head, targets).backward()
+    torch.testing.assert_close(features[1].grad, features[0].grad * 4 / 3)  # once more the loss, on top of three times
+    with torch.no_grad():
+        assert not head_loss(features[1], head, targets).requires_grad
+
+
+def test_the_loss_in_bfloat16_is_that_of_the_logits_in_bfloat16():
+    torch.manual_seed(0)
+    head, features, targets = torch.nn.Linear(24, 50, bias=False), torch.randn(2, 300, 24), torch.randint(50, (2, 300))
+    with torch.autocast("cpu", torch.bfloat16):
+        loss, logits = head_loss(features, head, targets), head(features)
+    torch.testing.assert_close(loss, F.cross_entropy(logits.float().flatten(0, 1), targets.flatten()), atol=1e-5, rtol=0)
+    loss.backward()
+    assert head.weight.grad.dtype == torch.float32

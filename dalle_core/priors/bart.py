@@ -14,6 +14,7 @@ from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from torch import nn
 
+from dalle_core.priors.loss import head_loss
 from dalle_core.priors.rows import ROW_MULTIPLE, Groups, attention, cached_attention, pad_rows, repeat_rows
 
 TEXT_MULTIPLE = 8  # positions of text that are read come in multiples of it
@@ -189,14 +190,16 @@ class BartPrior(ModelMixin, ConfigMixin):
             x = layer(x, mask)
         return self.encoder_ln(x), mask
 
-    def forward(self, text_ids: torch.Tensor, image_ids: torch.Tensor) -> torch.Tensor:
-        """text_ids [B, text_length], image_ids [B, n] -> logits [B, n + 1, V] of the image tokens 0 ... n."""
+    def forward(self, text_ids: torch.Tensor, image_ids: torch.Tensor, targets: torch.Tensor | None = None) -> torch.Tensor:
+        """text_ids [B, text_length], image_ids [B, n] -> logits [B, n + 1, V] of the image tokens 0 ... n; with `targets`
+        [B, n + 1], the tokens themselves, their mean cross-entropy in nats."""
         text, mask = self.encode_text(text_ids)
         x = self._embed_image(image_ids)
         for layer in self.decoder:
             k, v = heads_of(layer.cross_attn.kv(text), 2, self.config.num_heads)
             x = layer(x, Groups([(k, v, mask, len(x))]))
-        return self.head(self.decoder_ln(x))
+        x = self.decoder_ln(x)
+        return self.head(x) if targets is None else head_loss(x, self.head, targets)
 
     def prefill(
         self, text_ids: torch.Tensor, copies: int = 1, image_ids: torch.Tensor | None = None

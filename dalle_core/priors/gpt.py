@@ -12,6 +12,7 @@ from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from torch import nn
 
+from dalle_core.priors.loss import head_loss
 from dalle_core.priors.rows import ROW_MULTIPLE, Groups, attention, cached_attention, pad_rows, repeat_rows
 
 
@@ -96,10 +97,12 @@ class GPTPrior(ModelMixin, ConfigMixin):
             for projection in (block.attn.proj, block.mlp[2]):
                 nn.init.normal_(projection.weight, std=0.02 / (2 * num_layers) ** 0.5)
 
-    def forward(self, text_ids: torch.Tensor, image_ids: torch.Tensor) -> torch.Tensor:
-        """text_ids [B, text_length], image_ids [B, n] -> logits [B, n + 1, V] of the image tokens 0 ... n."""
+    def forward(self, text_ids: torch.Tensor, image_ids: torch.Tensor, targets: torch.Tensor | None = None) -> torch.Tensor:
+        """text_ids [B, text_length], image_ids [B, n] -> logits [B, n + 1, V] of the image tokens 0 ... n; with `targets`
+        [B, n + 1], the tokens themselves, their mean cross-entropy in nats."""
         x = torch.cat([self._embed_text(text_ids), self._embed_image(image_ids)], dim=1)
-        return self._logits(self._blocks(x)[:, self.config.text_length - 1 :])
+        x = self._blocks(x)[:, self.config.text_length - 1 :]
+        return self._logits(x) if targets is None else head_loss(self.ln_f(x), self.head, targets)
 
     def prefill(
         self, text_ids: torch.Tensor, copies: int = 1, image_ids: torch.Tensor | None = None

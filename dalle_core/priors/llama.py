@@ -16,6 +16,7 @@ from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from torch import nn
 
+from dalle_core.priors.loss import head_loss
 from dalle_core.priors.rows import ROW_MULTIPLE, Groups, attention, cached_attention, pad_rows, repeat_rows
 
 Rotation = tuple[torch.Tensor, torch.Tensor]  # cosines and sines [B or 1, T, 1, D]
@@ -134,10 +135,12 @@ class LlamaPrior(ModelMixin, ConfigMixin):
         self.norm = RMSNorm(hidden_size, norm_eps)
         self.head = nn.Sequential(nn.Linear(hidden_size, hidden_size), nn.GELU(), nn.Linear(hidden_size, image_vocab_size))
 
-    def forward(self, text_ids: torch.Tensor, image_ids: torch.Tensor) -> torch.Tensor:
-        """text_ids [B, T], image_ids [B, n] -> logits [B, n + 1, V] of the image tokens 0 ... n."""
+    def forward(self, text_ids: torch.Tensor, image_ids: torch.Tensor, targets: torch.Tensor | None = None) -> torch.Tensor:
+        """text_ids [B, T], image_ids [B, n] -> logits [B, n + 1, V] of the image tokens 0 ... n; with `targets` [B, n + 1],
+        the tokens themselves, their mean cross-entropy in nats."""
         x = torch.cat([self.text_embedding(text_ids), self.embed_image(image_ids)], dim=1)
-        return self.head(self.hidden(x)[:, text_ids.shape[1] - 1 :])
+        x = self.hidden(x)[:, text_ids.shape[1] - 1 :]
+        return self.head(x) if targets is None else head_loss(self.head[:-1](x), self.head[-1], targets)
 
     def prefill(
         self, text_ids: torch.Tensor, copies: int = 1, image_ids: torch.Tensor | None = None

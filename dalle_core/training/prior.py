@@ -121,8 +121,7 @@ def prior_loss(prior, text_ids: torch.Tensor, tokens: torch.Tensor, read: torch.
 
     `read`: what the prior reads in their place, when that differs.
     """
-    logits = prior(text_ids, (tokens if read is None else read)[:, :-1])  # [B, image_length, V]
-    return F.cross_entropy(logits.flatten(0, 1).float(), tokens.flatten())
+    return prior(text_ids, (tokens if read is None else read)[:, :-1], tokens)
 
 
 # ---------------------------------------------------------------- the batch
