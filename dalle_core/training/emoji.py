@@ -18,8 +18,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from dalle_core.errors import InputError
 from dalle_core.training import emoji_words as words
 from dalle_core.training.emoji_icons import prepare
+from dalle_core.training.emoji_pack import pack, unpack
 from dalle_core.training.emoji_words import BACKGROUNDS
 
 IMAGE_SIZE = 96  # of a picture, where nothing else is asked for
@@ -263,10 +265,19 @@ class EmojiCorpus:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Fetch and render the icons of the embedded model's corpus.")
     parser.add_argument("--folder", type=Path, default=Path("data/emoji"), help="where the corpus goes (%(default)s)")
+    parser.add_argument("--pack", type=Path, metavar="TAR", help="also write the corpus into one file")
+    parser.add_argument("--unpack", type=Path, metavar="TAR", help="take it from such a file: nothing is fetched")
     parser.add_argument("--look", type=Path, metavar="PNG", help="also write a contact sheet of 48 corpus pictures")
     args = parser.parse_args()
-    if not (args.folder / "sprites.npy").exists():
+    if args.unpack:
+        try:
+            unpack(args.unpack, args.folder)
+        except InputError as error:
+            raise SystemExit(str(error)) from None
+    elif not (args.folder / "sprites.npy").exists():
         prepare(args.folder)
+    if args.pack:
+        pack(args.folder, args.pack)
     corpus = EmojiCorpus(args.folder)
     print(
         f"{len(corpus.icons)} icons of {len(corpus.things)} concepts in {len(corpus.by_style)} styles; "
