@@ -257,6 +257,11 @@ def test_candidates_go_on_where_they_were_stopped(corpus, drawn, tmp_path):
         candidates.draw_candidates(make_pipeline(), str(corpus.folder), drawn, blocks=1, block=16, candidates=2, seed=1)
 
 
+def test_candidates_that_are_drawn_together_are_the_same(corpus, drawn, tmp_path):
+    candidates.draw_candidates(make_pipeline(), str(corpus.folder), tmp_path, blocks=1, block=16, candidates=2, at_once=5)
+    assert {f.name: f.read_bytes() for f in tmp_path.iterdir()} == {f.name: f.read_bytes() for f in drawn.iterdir()}
+
+
 def test_a_ranker_meets_the_models_own_candidates(corpus, drawn):
     data = open_dataset(str(drawn), 64, seed=3)
     assert isinstance(data, candidates.RankerPictures) and data.contrast(16) is data

@@ -145,6 +145,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--name", required=True)
     parser.add_argument("--licence", required=True, help="of the weights, as CC-BY-4.0")
     add_data_arguments(parser)
+    parser.add_argument("--image-tokenizer", type=Path, help="folder (the trained one)")
     parser.add_argument("--clip", help='folder or Hub id of the CLIP that ranks, or "none" (the trained one)')
     parser.add_argument(
         "--labels", type=Path, help="names of what it knows, one a line (the data's captions when they are few)"
@@ -169,7 +170,7 @@ def main(arguments: list[str] | None = None) -> None:
             args.out,
             args.name,
             args.licence,
-            args.runs / "image_tokenizer" / "image_tokenizer",
+            args.image_tokenizer or args.runs / "image_tokenizer" / "image_tokenizer",
             args.runs / "text_tokenizer",
             args.runs / "prior" / "prior",
             None if args.clip == "none" else args.clip or args.runs / "clip",

@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 import dalle_core
 from dalle_core import image_tokenizer
+from dalle_core.training.drawing import add_drawing_arguments, draw_each
 from dalle_core.training.emoji import EmojiCorpus
 
 
@@ -125,7 +126,9 @@ def read_candidates(folder: Path) -> dict[int, tuple[str, str, list[str]]]:
     return {number: entry for number, entry in found.items() if entry[1] and entry[2]}
 
 
-def draw_candidates(pipe, source: str, folder: Path, blocks: int, block: int, candidates: int, seed: int = 0) -> None:
+def draw_candidates(
+    pipe, source: str, folder: Path, blocks: int, block: int, candidates: int, seed: int = 0, at_once: int = 1
+) -> None:
     """Fills the folder, or goes on. Each prompt's lines are written together, after its pictures."""
     folder.mkdir(parents=True, exist_ok=True)
     said = {"corpus": str(source), "seed": seed, "block": block, "model": pipe.name}
@@ -139,15 +142,15 @@ def draw_candidates(pipe, source: str, folder: Path, blocks: int, block: int, ca
         whole = metadata.read_bytes()
         metadata.write_bytes(whole[: whole.rfind(b"\n") + 1])
     with open(metadata, "a", encoding="utf-8", newline="\n") as lines:
-        for number in tqdm(range(blocks * block), unit="prompt", desc="candidates", mininterval=10):
-            if number in done:
-                continue
-            caption = corpus.caption(number)
+        todo = [number for number in range(blocks * block) if number not in done]
+        settings = {"num_candidates": candidates, "rerank": False}
+        asked = ({"prompt": corpus.caption(number), "seed": seed + number} | settings for number in todo)
+        drawn = draw_each(pipe, asked, at_once)
+        for number in tqdm(todo, unit="prompt", desc="candidates", mininterval=10):
             pixels = image_tokenizer.to_pixels([corpus.picture(number)]).to(pipe.device)
             tokens = image_tokenizer.encode(pipe.image_tokenizer, pixels)
-            drawn = pipe(caption, num_candidates=candidates, seed=seed + number, rerank=False).candidates
-            written = ""
-            for k, image in enumerate([pipe.decode(tokens[0].cpu()), *(candidate.image for candidate in drawn)]):
+            caption, found, written = corpus.caption(number), next(drawn).candidates, ""
+            for k, image in enumerate([pipe.decode(tokens[0].cpu()), *(candidate.image for candidate in found)]):
                 name = f"{number:07}-{k}.png"
                 image.save(folder / name)
                 entry = {"file_name": name, "text": caption, "number": number, "is_it": k == 0}
@@ -165,8 +168,10 @@ def main() -> None:
     parser.add_argument("--block", type=int, default=128, help="prompts of one, the ranker's batch size (%(default)s)")
     parser.add_argument("--candidates", type=int, default=3, help="of each prompt (%(default)s)")
     parser.add_argument("--seed", type=int, default=0)
+    add_drawing_arguments(parser)
     args = parser.parse_args()
-    draw_candidates(dalle_core.load(args.model), args.data, args.out, args.blocks, args.block, args.candidates, args.seed)
+    pipe = dalle_core.load(args.model, clip="none")
+    draw_candidates(pipe, args.data, args.out, args.blocks, args.block, args.candidates, args.seed, args.at_once)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 import dalle_core
 from dalle_core.compare import font
+from dalle_core.training.drawing import add_drawing_arguments, draw_each
 
 PLAIN_PROMPTS = Path(__file__).with_name("plain_prompts.txt")
 SIDE = 144  # pixels of a picture on a sheet
@@ -61,13 +62,13 @@ def main() -> None:
     parser.add_argument("--candidates", type=int, default=16, help="of which the best is shown (%(default)s)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("runs/plain_prompts.png"), help="(%(default)s)")
+    add_drawing_arguments(parser)
     args = parser.parse_args()
     pipe = dalle_core.load(args.model)
-    strips = []
-    for prompt in tqdm(args.prompts.read_text(encoding="utf-8").split("\n"), unit="prompt"):
-        if prompt.strip():
-            best = pipe(prompt, num_candidates=args.candidates, seed=args.seed).candidates[0]
-            strips.append(([best.image], prompt))
+    prompts = [line for line in args.prompts.read_text(encoding="utf-8").split("\n") if line.strip()]
+    asked = ({"prompt": prompt, "num_candidates": args.candidates, "seed": args.seed} for prompt in prompts)
+    drawn = draw_each(pipe, asked, args.at_once)
+    strips = [([next(drawn).candidates[0].image], prompt) for prompt in tqdm(prompts, unit="prompt")]
     args.out.parent.mkdir(parents=True, exist_ok=True)
     captioned(strips, 10).save(args.out)
     print(f"{args.out}: the best of {args.candidates} for each of {len(strips)} prompts")

@@ -22,6 +22,7 @@ from tqdm import tqdm
 import dalle_core
 from dalle_core import image_tokenizer
 from dalle_core.training.contact_sheet import captioned
+from dalle_core.training.drawing import add_drawing_arguments, draw_each
 from dalle_core.training.emoji import EmojiCorpus
 from dalle_core.training.judge import Judge, load_judge
 from dalle_core.training.vqgan_losses import psnr
@@ -42,14 +43,16 @@ def reconstructions(pipe, images: list) -> tuple[list, float]:
     return found, sum(values) / len(values)
 
 
-def evaluate_kind(pipe, judge: Judge, items: list, seed: int, description: str) -> tuple[dict, list]:
+def evaluate_kind(pipe, judge: Judge, items: list, seed: int, description: str, at_once: int = 1) -> tuple[dict, list]:
     """Figures for (picture, caption, concepts) of one kind; and for each a strip, (real, reconstructed, first, best) with its
     caption, before which stands what the judge finds of the best."""
     originals, captions, shown = zip(*items)
     restored, quality = reconstructions(pipe, list(originals))
     first, best, share = [], [], []
-    for caption, concepts in zip(tqdm(captions, desc=description, unit="prompt", mininterval=10), shown):
-        candidates = pipe(caption, num_candidates=CANDIDATES, seed=seed).candidates  # best first
+    asked = ({"prompt": caption, "num_candidates": CANDIDATES, "seed": seed} for caption in captions)
+    drawn = draw_each(pipe, asked, at_once)
+    for concepts in tqdm(shown, desc=description, unit="prompt", mininterval=10):
+        candidates = next(drawn).candidates  # best first
         right = judge.named_right([candidate.image for candidate in candidates], [concepts] * CANDIDATES).float()
         first.append(next((c.image, right[k].item()) for k, c in enumerate(candidates) if c.index == 0))
         best.append((candidates[0].image, right[0].item()))
@@ -88,14 +91,16 @@ def main() -> None:
     parser.add_argument("--sheets", type=Path, default=Path("runs/evaluation"), help="folder of all pictures (%(default)s)")
     parser.add_argument("--prompts", type=int, default=100, help="of each kind (%(default)s)")
     parser.add_argument("--seed", type=int, default=0)
+    add_drawing_arguments(parser)
     args = parser.parse_args()
 
     pipe, judge = dalle_core.load(args.model), load_judge(args.judge)
     corpus = EmojiCorpus(args.data, image_size=pipe.image_size)
     args.sheets.mkdir(parents=True, exist_ok=True)
-    result, some = {"model": args.model, "seed": args.seed, "sampling": pipe.defaults}, []
+    result = {"model": args.model, "revision": pipe.revision, "seed": args.seed, "sampling": pipe.defaults}
+    some = []
     for kind in corpus.evaluated_kinds:
-        result[kind], strips = evaluate_kind(pipe, judge, corpus.evaluated(kind, args.prompts), args.seed, kind)
+        result[kind], strips = evaluate_kind(pipe, judge, corpus.evaluated(kind, args.prompts), args.seed, kind, args.at_once)
         captioned(strips, 4).save(args.sheets / f"{kind}.png")
         some += strips[:SAMPLE]
     captioned(some, 2).save(args.out.with_suffix(".png"))
