@@ -81,8 +81,13 @@ def decode(model: VQModel, tokens: torch.Tensor) -> torch.Tensor:
     return torch.cat([_decode(model, part, twice=len(part) == 1 < most) for part in tokens.split(most)])
 
 
+def code_vectors(model: VQModel, tokens: torch.Tensor) -> torch.Tensor:
+    """Tokens [B, h, w] -> the codes that they stand for, [B, C, h, w]."""
+    return model.quantize.embedding(tokens).permute(0, 3, 1, 2)
+
+
 def _decode(model: VQModel, tokens: torch.Tensor, twice: bool) -> torch.Tensor:
-    z = model.quantize.embedding(tokens.repeat(2, 1, 1) if twice else tokens).permute(0, 3, 1, 2)  # [B, C, h, w]
+    z = code_vectors(model, tokens.repeat(2, 1, 1) if twice else tokens)
     z = z.to(model.post_quant_conv.weight.dtype)  # the decoder's, which may be smaller than the rest's
     blocks = model.decode(z, force_not_quantize=True).sample[: len(tokens)]
     pixels = F.pixel_shuffle(blocks, block_size(model)).float()

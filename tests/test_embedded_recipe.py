@@ -9,7 +9,7 @@ import pytest
 
 from dalle_core.training import embedded
 
-AFTER_PRIOR = ["assemble", "candidates", "clip", "assemble", "evaluate_emoji", "contact_sheet"]
+AFTER_PRIOR = ["image_tokenizer", "assemble", "candidates", "clip", "assemble", "evaluate_emoji", "contact_sheet"]
 
 
 class Parsed(Exception):

@@ -308,6 +308,36 @@ def test_a_preset_trains_and_shows_what_it_does(whole):
     assert model.config.num_vq_embeddings == 64 and image_tokenizer.downsampling(model) == 8
 
 
+def test_a_decoder_goes_on_alone_and_tokens_stay(folder, whole, tmp_path):
+    """The codes of `whole` have a price, which must stay too, or they would be others."""
+    init = [
+        "--init",
+        str(whole / "image_tokenizer"),
+        "--decoder-only",
+        "--batch-size",
+        "8",
+        "--steps",
+        "30",
+        "--whole-from",
+        "0",
+    ]
+    run(folder, tmp_path, *init, "--learning-rate", "0.003", "--adversarial", "0", "--ema-decay", "0")
+    before, after = (VQModel.from_pretrained(run / "image_tokenizer") for run in (whole, tmp_path))
+    old, new = before.state_dict(), after.state_dict()
+    changed = {name.split(".")[0] for name in old if not torch.equal(old[name], new[name])}
+    assert changed == {"decoder", "post_quant_conv"} and old.keys() == new.keys()
+    pixels = image_tokenizer.to_pixels([image for image, _ in open_dataset(str(folder), 48).held_out("caption", 8)])
+    tokens = image_tokenizer.encode(before, pixels)
+    assert torch.equal(image_tokenizer.encode(after, pixels), tokens)
+    near = [psnr(image_tokenizer.decode(model, tokens), pixels).mean() for model in (before, after)]
+    assert near[1] > near[0] + 0.5
+
+
+def test_a_decoder_alone_needs_the_rest(folder, tmp_path):
+    with pytest.raises(InputError, match="--decoder-only goes on with a trained image tokenizer: name it by --init"):
+        run(folder, tmp_path, "--decoder-only")
+
+
 def test_killed_the_image_tokenizer_ends_with_the_same_bytes(folder, whole, tmp_path):
     (process,) = runs.start(training.main, arguments(folder, tmp_path, *SHORT, "--save-minutes", "0"))
     deadline = time.monotonic() + 120

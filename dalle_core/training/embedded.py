@@ -8,7 +8,7 @@ what is done is not done again. Everything lies below `--out`; the model is `--o
 looked at.
 
 The order is not free. The judge needs nothing else, and without a good one no figure counts. The image tokenizer gives the
-prior its tokens. The ranker learns from what the prior draws, so the model is put together twice: before it without a ranker.
+prior its tokens, and its decoder goes on alone once these are fixed. The ranker learns from what the prior draws, so the model is put together twice: before it without a ranker.
 """
 
 import argparse
@@ -29,7 +29,8 @@ EXAMPLES = [
     "粉色背景上的草莓",
     "a rocket in fluent style",
 ]
-SAMPLES = {"judge": 48_000, "image_tokenizer": 9000 * 16, "prior": 480_000, "clip": 120_000}  # pictures that each is trained on
+# Pictures that each part is trained on.
+SAMPLES = {"judge": 48_000, "image_tokenizer": 9000 * 16, "decoder": 9000 * 16, "prior": 480_000, "clip": 120_000}
 
 
 def steps(args: argparse.Namespace) -> list[tuple[list[str], Path]]:
@@ -61,8 +62,12 @@ def steps(args: argparse.Namespace) -> list[tuple[list[str], Path]]:
     trained = ["--samples", count("prior", 32), "--pictures", args.pictures, "--look-every", 500]
     found += [run("prior", *train, "--out", here["prior"], *parts, *shape, *trained, makes=out / "prior" / "prior")]
 
+    better = ["--init", tokenizer, "--decoder-only", "--steps", count("decoder", 16) // 16, "--gan-from", 0]
+    decoder = out / "decoder" / "image_tokenizer"
+    found += [run("image_tokenizer", *train, "--out", out / "decoder", *better, makes=decoder)]
+
     made = [*data, "--runs", out, "--licence", LICENCE, *(word for prompt in EXAMPLES for word in ("--example", prompt))]
-    made += ["--image-tokenizer", tokenizer]
+    made += ["--image-tokenizer", decoder]
     unranked, model = out / "unranked", out / "emoji"
     found += [run("assemble", *made, "--out", unranked, "--name", "unranked", "--clip", "none", makes=unranked)]
     drawn = ["--model", unranked, "--out", here["candidates"], "--blocks", args.blocks, *together]

@@ -28,7 +28,8 @@ decoder as the generator of the GAN (L_rec: the first two terms of L_VQ; ours se
 
 All of this is local, so most steps train on crops of whole token cells, four times as many for the same work; the
 last ones see whole pictures, over which the group norms take their statistics in use. What is evaluated and kept is an
-exponential moving average of the weights (EMA).
+exponential moving average of the weights (EMA). With `--decoder-only` a trained one learns to draw its tokens better, and a
+prior that has learned these tokens stays as good as it was.
 
 The model is in `vq_model.py`, the codebook in `codebook.py`, the terms of the loss in `vqgan_losses.py`.
 `python -m dalle_core.training.image_tokenizer --help` trains one; started again with the same `--out`, it goes on. With
@@ -86,7 +87,8 @@ class Trainer:
 
     `perceptual`, `adversarial` and `locality` are the weights of these terms in L; without the first two, the network
     whose features they take is not loaded. `gan_start` and `warmup` are steps; `warmup=None`: the model is trained already.
-    `side`: of the crops, in pixels.
+    `side`: of the crops, in pixels. `decoder_only`: the encoder and the codes stay as they are, and so does what a prior has
+    learned of the tokens.
     """
 
     def __init__(
@@ -101,13 +103,18 @@ class Trainer:
         adversarial: float = 0.2,
         locality: float = 1.0,
         ema_decay: float = 0.999,
+        decoder_only: bool = False,
     ):
         self.loop, self.gan_start, self.seed = loop, gan_start, loop.args.seed
         self.perceptual, self.adversarial, self.locality = perceptual, adversarial, locality
         self.network = PerceptualNetwork().to(memory_format=torch.channels_last) if perceptual or adversarial else None
-        model = model.to(memory_format=torch.channels_last)
-        optimizer = torch.optim.AdamW(model.parameters(), lr=peak, betas=(0.9, 0.95), weight_decay=1e-4)
-        self.model = model
+        self.model = model = model.to(memory_format=torch.channels_last)
+        if decoder_only:
+            model.requires_grad_(False)
+            for part in (model.post_quant_conv, model.decoder):
+                part.requires_grad_(True)
+        trained = [p for p in model.parameters() if p.requires_grad]
+        optimizer = torch.optim.AdamW(trained, lr=peak, betas=(0.9, 0.95), weight_decay=1e-4)
         self.model = loop.prepare(
             NAME, model, optimizer, ema_decay=ema_decay, max_norm=1.0, wrap=False, compute=partial(self._forward, side)
         )
@@ -116,8 +123,10 @@ class Trainer:
         discriminator = Discriminator(CHANNELS).to(memory_format=torch.channels_last)
         optimizer = torch.optim.AdamW(discriminator.parameters(), lr=peak, betas=(0.5, 0.9))
         self.discriminator = loop.prepare("discriminator", discriminator, optimizer, wrap=False)
-        self.codebook = Codebook(self.model.quantize, warmup, settled=0.85 * loop.steps, seed=self.seed).to(loop.device)
-        loop.register("codebook", self.codebook)
+        self.codebook = None
+        if not decoder_only:
+            self.codebook = Codebook(self.model.quantize, warmup, settled=0.85 * loop.steps, seed=self.seed).to(loop.device)
+            loop.register("codebook", self.codebook)
 
     def _forward(self, side: int) -> list[torch.Tensor]:
         """What a step computes, as far as memory is concerned, on a batch of black pictures."""
@@ -128,24 +137,34 @@ class Trainer:
 
     def step(self, pixels: torch.Tensor) -> dict[str, torch.Tensor]:
         """The loop's present step, on this process's part of the batch: pixels [B, 3, H, W] in [-1, 1], on its device."""
-        step = self.loop.step
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
+        step, of_codes = self.loop.step, {}
         with self.loop.autocast():
-            z = encode(self.model, pixels).float()
-            with torch.autocast(pixels.device.type, enabled=False):
-                quantized, commitment = self.codebook(z, step)
+            quantized = self._codes(pixels, step, of_codes)
             decoded = decode(self.model, quantized).float()
-            locality = locality_loss(self.model, pixels[::2], quantized[::2], generator)
         reconstruction = reconstruction_loss(decoded, pixels)
-        logs = {"reconstruction": reconstruction, "psnr": psnr(pixels, decoded).mean()}
-        logs |= {"commitment": commitment, "locality": locality}
+        logs = {"reconstruction": reconstruction, "psnr": psnr(pixels, decoded).mean()} | of_codes
         # The way back in two parts: from the losses to the decoded pixels, where they are weighed, and on from there.
         gradient = torch.autograd.grad(reconstruction, decoded, retain_graph=True)[0]
         if self.network:
             gradient = gradient + self._gradient_of_looks(decoded, pixels, gradient, step, logs)
-        torch.autograd.backward([decoded, commitment + self.locality * locality], [gradient, None])
+        ends = [(decoded, gradient)]
+        if of_codes:
+            ends.append((of_codes["commitment"] + self.locality * of_codes["locality"], None))
+        torch.autograd.backward(*zip(*ends, strict=True))
         self.loop.update(NAME)
         return {name: value.detach() for name, value in logs.items()}
+
+    def _codes(self, pixels: torch.Tensor, step: int, losses: dict) -> torch.Tensor:
+        """pixels [B, 3, H, W] -> their codes [B, C, h, w]; the terms of L that tie codes and encoder go into `losses`."""
+        if self.codebook is None:
+            with torch.autocast(pixels.device.type, enabled=False):  # the very tokens that a prior has learned
+                return image_tokenizer.code_vectors(self.model, image_tokenizer.encode(self.model, pixels))
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
+        z = encode(self.model, pixels).float()
+        with torch.autocast(pixels.device.type, enabled=False):
+            quantized, losses["commitment"] = self.codebook(z, step)
+        losses["locality"] = locality_loss(self.model, pixels[::2], quantized[::2], generator)
+        return quantized
 
     def _gradient_of_looks(self, decoded, pixels, gradient, step: int, logs: dict) -> torch.Tensor:
         """The gradient of the perceptual and the GAN's term at the decoded pixels [B, 3, H, W]; a step of D besides.
@@ -155,7 +174,7 @@ class Trainer:
         with self.loop.autocast():
             ours, theirs = self.network(decoded[::2]), self.network(pixels[::2])
         logs["perceptual"] = distance = feature_distance(ours, theirs).mean()
-        adversarial = self.adversarial and step >= self.gan_start
+        adversarial = self.adversarial > 0 and step >= self.gan_start
         looks = torch.autograd.grad(self.perceptual * distance, decoded, retain_graph=adversarial)[0]
         if not adversarial:
             return looks
@@ -240,8 +259,10 @@ def complete(args: argparse.Namespace) -> VQModel | None:
     Raises InputError when a size was asked for that this model does not have.
     """
     values, model = dict(PRESETS[args.preset]), None
+    if args.decoder_only and not args.init:
+        raise InputError("--decoder-only goes on with a trained image tokenizer: name it by --init.")
     if args.init:
-        model = trained_image_tokenizer(args.init)
+        model = trained_image_tokenizer(args.init, priced=args.decoder_only)
         sizes = dict(
             block_size=image_tokenizer.block_size(model),
             channels=list(model.config.block_out_channels),
@@ -284,17 +305,19 @@ def train(args: argparse.Namespace) -> None:
         args.adversarial,
         args.locality,
         args.ema_decay,
+        args.decoder_only,
     )
     loop.restore()
     held_out = [image for image, _ in dataset.held_out(dataset.held_out_kinds[0], 64)]
     for step, pixels in loop.run(training_batches(loop, dataset, args, image_tokenizer.downsampling(model))):
         logs = trainer.step(pixels)
         if loop.due(LOG_EVERY):
-            codebook = trainer.codebook
-            loop.log(**logs, codes=(codebook.used > 0.1).sum(), perplexity=codebook.perplexity())
-        if loop.due(args.look_every) and step > trainer.codebook.warmup:
+            if codebook := trainer.codebook:
+                logs |= {"codes": (codebook.used > 0.1).sum(), "perplexity": codebook.perplexity()}
+            loop.log(**logs)
+        if loop.due(args.look_every) and not (trainer.codebook and step <= trainer.codebook.warmup):
             trainer.look(held_out)
-    finish(loop, dataset, args.rate)
+    finish(loop, dataset, 0.0 if args.decoder_only else args.rate)
 
 
 def finish(loop: Loop, dataset, rate: float) -> None:
@@ -313,6 +336,7 @@ def parser() -> argparse.ArgumentParser:
     add_data_arguments(parser)
     parser.add_argument("--preset", default="emoji", choices=PRESETS, help="what is not given is as in it (%(default)s)")
     parser.add_argument("--init", help="folder of a trained image tokenizer to go on from; sizes are its own")
+    parser.add_argument("--decoder-only", action="store_true", help="with --init: tokens stay as they are, pictures get better")
     add_arguments(parser, out="runs/image_tokenizer", batch_size=None, precisions=("no", "bf16"))
     parser.add_argument("--steps", type=int)
     parser.add_argument("--image-size", type=int, help="pixels a side")

@@ -48,9 +48,9 @@ def new_image_tokenizer(
     )
 
 
-def trained_image_tokenizer(folder: str | Path) -> VQModel:
+def trained_image_tokenizer(folder: str | Path, priced: bool = False) -> VQModel:
     """The VQModel of a folder, in float32: diffusers' layout, dalle-mini's VQGAN (flax), minDALL·E's `stage1_last.ckpt`,
-    or a pipeline that holds one as `image_tokenizer`.
+    or a pipeline that holds one as `image_tokenizer`. `priced`: with the price of its codes, where it has one.
 
     Raises ModelError naming file and key when something is damaged, InputError when there is none, or one without encoder.
     """
@@ -60,9 +60,9 @@ def trained_image_tokenizer(folder: str | Path) -> VQModel:
     if files[WEIGHTS].is_file():
         model = _load_model(folder, VQModel, WEIGHTS, torch.float32)
     elif files["image_tokenizer"].is_dir():
-        return trained_image_tokenizer(files["image_tokenizer"])
+        return trained_image_tokenizer(files["image_tokenizer"], priced)
     elif (folder / "vqgan" / "flax_model.msgpack").is_file():
-        return trained_image_tokenizer(folder / "vqgan")
+        return trained_image_tokenizer(folder / "vqgan", priced)
     elif files["flax_model.msgpack"].is_file():
         path = files["flax_model.msgpack"]
         model = vqgan.convert(dalle_mini.vqgan_tensors(dalle_mini.read_flax(path), path), pixels_from_zero=True)
@@ -77,7 +77,7 @@ def trained_image_tokenizer(folder: str | Path) -> VQModel:
     for module in model.modules():
         if isinstance(module, nn.SiLU):
             module.inplace = False  # gradients need what it would write over
-    return without_price(model).train().requires_grad_(True)
+    return (model if priced else without_price(model)).train().requires_grad_(True)
 
 
 def with_code_size(model: VQModel, size: int) -> VQModel:
