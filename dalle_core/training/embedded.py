@@ -8,7 +8,8 @@ what is done is not done again. Everything lies below `--out`; the model is `--o
 looked at.
 
 The order is not free. The judge needs nothing else, and without a good one no figure counts. The image tokenizer gives the
-prior its tokens, and its decoder goes on alone once these are fixed. The ranker learns from what the prior draws, so the model is put together twice: before it without a ranker.
+prior its tokens, and its decoder goes on alone once these are fixed. The ranker learns from what the prior draws, so the model
+is put together twice: before it without a ranker.
 """
 
 import argparse
