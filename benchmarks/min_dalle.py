@@ -140,7 +140,8 @@ def main() -> None:
     from benchmarks.embedded import cpu_name
 
     with tempfile.TemporaryDirectory() as folder:
-        write = f"from pathlib import Path; from tests.published import MinDalleFiles; MinDalleFiles(Path({folder!r}), 1024, 2730, 12, 50264)"
+        write = "from pathlib import Path; from tests.published import MinDalleFiles; "
+        write += f"MinDalleFiles(Path({folder!r}), 1024, 2730, 12, 50264)"
         subprocess.run([sys.executable, "-c", write], cwd=ROOT, check=True)
         environment = os.environ | {"HF_HOME": f"{folder}/home", "HF_HUB_OFFLINE": "1"}
 

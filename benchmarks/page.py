@@ -52,7 +52,7 @@ def main() -> None:
                     break
             except (urllib.error.URLError, ConnectionError):
                 if server.poll() is not None or time.perf_counter() - started > 120:
-                    raise SystemExit("the page did not answer")
+                    raise SystemExit("the page did not answer") from None
                 time.sleep(0.05)
         answered = time.perf_counter() - started
         previews, grids = zip(*from_click(url, 1 + args.repeats))

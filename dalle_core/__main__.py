@@ -1,24 +1,29 @@
-"""The commands: `python -m dalle_core sample`, `augment`, `caption`, `train`, `push`, `convert`; each has a `--help`."""
+"""The commands: `dalle page`, `sample`, `augment`, `caption`, `train`, `push`, `convert`; each has a `--help`.
+
+Without an installed `dalle` they are `python -m dalle_core page` and so on. What takes seconds to import is imported by the
+command that needs it, so that `--help` and a wrong argument are answered at once.
+"""
+
+from __future__ import annotations
 
 import argparse
+import io
 import sys
 from contextlib import closing
 from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
 
-import torch
+import shtab
 from tqdm import tqdm
 
-from dalle_core.augment import augment, cut_prompts
-from dalle_core.caption import QUESTION, caption
-from dalle_core.catalogue import CATALOGUE, load
-from dalle_core.cluster import connect
-from dalle_core.convert import convert
+import dalle_core
+from dalle_core import page
 from dalle_core.errors import InputError, ModelError
-from dalle_core.pictures import enlarge, save_png
-from dalle_core.pipeline import DallePipeline
-from dalle_core.prompts import read_prompts
-from dalle_core.push import push
-from dalle_core.recipe import drawn
+
+if TYPE_CHECKING:
+    from dalle_core.pipeline import DallePipeline
+
+NAMES = "emoji, dalle-mini, dalle-mega, janus-pro-1b, janus-pro-7b"  # the catalogue's, which a test compares
 
 
 def tell(line: str) -> None:
@@ -26,11 +31,18 @@ def tell(line: str) -> None:
 
 
 def convert_command(args: argparse.Namespace) -> None:
+    import torch
+
+    from dalle_core.convert import convert
+
     convert(args.source, args.out, getattr(torch, args.dtype), args.clip)
     tell(f"{args.out} is ready: dalle_core.load({str(args.out)!r})")
 
 
 def sample_command(args: argparse.Namespace) -> None:
+    from dalle_core.pictures import enlarge, save_png
+    from dalle_core.recipe import drawn
+
     if args.best is not None and args.best < 1:
         raise InputError(f"--best {args.best}: save at least one picture.")
     pipe = open_model(args)
@@ -41,11 +53,12 @@ def sample_command(args: argparse.Namespace) -> None:
             bar.total = step.total
             bar.update(step.index - bar.n)
     generation = step.generation
+    assert generation is not None  # the last step has it
     for word, nearest in pipe.unknown_words(args.prompt):
         tell(f"This model does not know “{word}”" + (f"; nearest: {', '.join(nearest)}." if nearest else "."))
     if generation.dropped_prompt:
         tell(f"The prompt is longer than this model reads; it stops before: {generation.dropped_prompt[:120]}")
-    found = zip(generation.candidates, drawn(generation, pipe.name, pipe.revision))
+    found = zip(generation.candidates, drawn(generation, pipe.name, pipe.revision), strict=True)
     for rank, (candidate, one) in enumerate(list(found)[: args.best], 1):
         path = save_png(enlarge(candidate.image), one.to_json(), args.out)
         score = "not ranked" if candidate.score is None else f"{candidate.score:.3f}"
@@ -53,11 +66,14 @@ def sample_command(args: argparse.Namespace) -> None:
 
 
 def augment_command(args: argparse.Namespace) -> None:
+    from dalle_core.augment import augment, cut_prompts
+    from dalle_core.prompts import read_prompts
+
     rows = read_prompts(args.prompts, args.count)
-    run = (rows, args.out, args.seed, args.threshold, args.best)
+    run = {"rows": rows, "out": args.out, "seed": args.seed, "threshold": args.threshold, "best": args.best}
     if args.workers is None:
         pipe = open_model(args)
-        steps, cut = augment(pipe, *run, **sampling(args)), cut_prompts(pipe, rows)
+        steps, cut = augment(pipe, **run, **sampling(args)), cut_prompts(pipe, rows)
     else:
         steps, cut = augment_with_workers(args, run)
     if cut:
@@ -78,21 +94,30 @@ def train_command(args: argparse.Namespace) -> None:
 
 
 def push_command(args: argparse.Namespace) -> None:
+    from dalle_core.push import push
+
     tell(push(args.folder, args.repo, args.private))
 
 
-def augment_with_workers(args: argparse.Namespace, run: tuple) -> tuple:
+def augment_with_workers(args: argparse.Namespace, run: dict) -> tuple:
     if args.workers < 1:
         raise InputError(f"--workers {args.workers}: at least one process draws.")
+    from dalle_core.cluster import connect
+
     connect()  # first: its sentence when Ray is not installed
     from dalle_core import workers
 
-    return workers.augment(loading(args), args.workers, *run, sampling(args))
+    return workers.augment(loading(args), args.workers, **run, sampling=sampling(args))
 
 
 def caption_command(args: argparse.Namespace) -> None:
+    import torch
+
+    from dalle_core.caption import QUESTION, caption
+    from dalle_core.catalogue import load
+
     pipe = load(args.model, args.device, args.dtype and getattr(torch, args.dtype), "none")
-    steps, unread = caption(pipe, args.folder, args.question), 0
+    steps, unread = caption(pipe, args.folder, args.question or QUESTION), 0
     with closing(steps), tqdm(unit="picture", desc="caption") as bar:
         for step in steps:
             bar.total = step.total
@@ -104,11 +129,15 @@ def caption_command(args: argparse.Namespace) -> None:
 
 
 def open_model(args: argparse.Namespace) -> DallePipeline:
+    from dalle_core.catalogue import load
+
     return load(**loading(args))
 
 
 def loading(args: argparse.Namespace) -> dict:
     """The arguments of `catalogue.load` that `add_model` adds."""
+    import torch
+
     dtype = args.dtype and getattr(torch, args.dtype)
     return {"source": args.model, "device": args.device, "dtype": dtype, "clip": args.clip, "lora": args.lora}
 
@@ -120,9 +149,7 @@ def sampling(args: argparse.Namespace) -> dict:
 
 
 def add_model(command: argparse.ArgumentParser) -> None:
-    command.add_argument(
-        "--model", default="emoji", help=f"a name ({', '.join(CATALOGUE)}), a folder, or a Hub id (default: %(default)s)"
-    )
+    command.add_argument("--model", default="emoji", help=f"a name ({NAMES}), a folder, or a Hub id (default: %(default)s)")
     command.add_argument("--clip", help='folder or Hub id of the CLIP that ranks, or "none" (default: the model\'s own)')
     command.add_argument("--lora", help="folder or Hub id of a LoRA for this model")
     command.add_argument("--device", help="cpu, cuda, cuda:1 or mps (default: the best there is)")
@@ -141,10 +168,26 @@ def add_model(command: argparse.ArgumentParser) -> None:
         command.add_argument(f"--{name}", type=kind, help=f"{note} (default: the model's own)")
 
 
+class Parser(argparse.ArgumentParser):
+    """What is wrong is one line, without the usage; that of each command as well."""
+
+    def error(self, message: str) -> NoReturn:
+        print(f"{self.prog.split()[-1]}: {message}. Try --help.", file=sys.stderr)
+        raise SystemExit(2)
+
+
 def parser(arguments: list[str] | None = None) -> argparse.ArgumentParser:
-    asked = "train" in (sys.argv[1:] if arguments is None else arguments)[:1]
-    parser = argparse.ArgumentParser(prog="python -m dalle_core")
-    commands = parser.add_subparsers(dest="command", required=True)
+    arguments = sys.argv[1:] if arguments is None else arguments
+    asked = "train" in arguments[:1] or "--print-completion" in arguments
+    installed = Path(sys.argv[0]).stem == "dalle" or "--print-completion" in arguments  # a shell completes the command's name
+    parser = Parser(prog="dalle" if installed else "python -m dalle_core")
+    parser.add_argument("--version", action="version", version=f"dalle {dalle_core.__version__}")
+    shtab.add_argument_to(parser, help="print what completes these commands in a shell, for its start-up file")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    command = commands.add_parser("page", help="the page, in a browser", description=page.DESCRIPTION, epilog=page.EPILOG)
+    command.set_defaults(run=page.run)
+    page.add_arguments(command)
 
     command = commands.add_parser("convert", help="a published model into a folder of this project's layout")
     command.set_defaults(run=convert_command)
@@ -185,7 +228,7 @@ def parser(arguments: list[str] | None = None) -> argparse.ArgumentParser:
         "--workers",
         type=int,
         metavar="N",
-        help="draw in N processes, each with the model, by Ray (requirements-ray.txt): on this machine, or on the cluster that "
+        help="draw in N processes, each with the model, by Ray (the extra “ray”): on this machine, or on the cluster that "
         "RAY_ADDRESS names; on GPUs each takes one (default: in this process)",
     )
     add_model(command)
@@ -218,7 +261,7 @@ def parser(arguments: list[str] | None = None) -> argparse.ArgumentParser:
     command.add_argument(
         "--model", default="janus-pro-1b", help="one that answers: a name, a folder, or a Hub id (default: %(default)s)"
     )
-    command.add_argument("--question", default=QUESTION, help="(default: %(default)s)")
+    command.add_argument("--question", help="what is asked of each picture (default: a description in one sentence)")
     command.add_argument("--device", help="cpu, cuda, cuda:1 or mps (default: the best there is)")
     command.add_argument(
         "--dtype",
@@ -229,7 +272,8 @@ def parser(arguments: list[str] | None = None) -> argparse.ArgumentParser:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    sys.stdout.reconfigure(errors="backslashreplace")  # a prompt may have letters that the locale's encoding lacks
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a prompt may have letters that the locale's encoding lacks
     args = parser(arguments).parse_args(arguments)
     try:
         args.run(args)

@@ -12,7 +12,7 @@ import json
 import os
 import secrets
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
 from itertools import islice
@@ -86,7 +86,7 @@ def augment(
     top_k: int | None = None,
     top_p: float | None = None,
     guidance_scale: float | None = None,
-) -> Iterator[Progress]:
+) -> Generator[Progress, None, None]:
     """Draws every row's pictures into the data set at `out`, or goes on with the one that is there; yields a `Progress`
     after every token. Closing the iterator stops the work; what was kept until then is a data set.
 
@@ -196,7 +196,7 @@ def draw_block(
             if step.generation is None:
                 yield count * step.index / step.total
     threshold, kept = run.settings["threshold"], []
-    found = zip(step.generation.candidates, drawn(step.generation, pipe.name, pipe.revision))  # best first
+    found = zip(step.generation.candidates, drawn(step.generation, pipe.name, pipe.revision), strict=True)  # best first
     for candidate, one in list(found)[: run.settings["best"]]:
         if threshold is not None and candidate.score < threshold:
             continue
@@ -207,7 +207,9 @@ def draw_block(
     yield kept
 
 
-def write(run: Plan, out: Path, draw: Callable[[Iterator], Iterator[float | list[Finished]]]) -> Iterator[Progress]:
+def write(
+    run: Plan, out: Path, draw: Callable[[Iterator], Iterator[float | list[Finished]]]
+) -> Generator[Progress, None, None]:
     """Writes a run into the folder `out`, or goes on with the one that is there. draw(blocks): yields what `draw_block`
     yields of each block (in part or only the last), in their order."""
     total = sum(row.count for row in run.rows)

@@ -6,7 +6,7 @@ What is written goes into a file beside it first, a line a picture; a run that w
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,7 +32,7 @@ class Captioned:
     text: str
 
 
-def caption(pipe: DallePipeline, folder: Path, question: str = QUESTION) -> Iterator[Captioned]:
+def caption(pipe: DallePipeline, folder: Path, question: str = QUESTION) -> Generator[Captioned, None, None]:
     """Yields what is known of each picture of a folder, and of those below it, as it is written. Closing it stops the work.
 
     Raises InputError, before anything is computed, when the model does not answer, the folder has no pictures, has captions
@@ -66,7 +66,9 @@ def _begun(part: Path, run: dict) -> dict[str, str]:
     return {line["file_name"]: line["text"] for line in lines[1:]}
 
 
-def _captions(pipe, folder: Path, names: list[str], question: str, found: dict[str, str], run: dict) -> Iterator[Captioned]:
+def _captions(
+    pipe, folder: Path, names: list[str], question: str, found: dict[str, str], run: dict
+) -> Generator[Captioned, None, None]:
     part = folder / PART
     # Written anew: the last line of a process that was killed may be half of one.
     lines = [run] + [{"file_name": name, "text": text} for name, text in found.items()]

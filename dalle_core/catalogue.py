@@ -47,7 +47,9 @@ from dalle_core.priors.gpt import GPTPrior
 from dalle_core.priors.llama import LlamaPrior
 from dalle_core.text_tokenizer import encode_pair
 
-EMBEDDED = Path(__file__).parent.parent / "assets" / "emoji"
+PACKAGE = Path(__file__).parent
+# In an installed package the embedded model lies inside it, in the repository beside it.
+EMBEDDED = (PACKAGE if (PACKAGE / "assets").is_dir() else PACKAGE.parent) / "assets" / "emoji"
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 PRIORS = {"GPTPrior": GPTPrior, "BartPrior": BartPrior, "LlamaPrior": LlamaPrior}
 FORMATS = (janus, min_dalle, dalle_mini, mindalle)
@@ -148,8 +150,8 @@ CATALOGUE = {
         files=("config.json", "pytorch_model.bin", "tokenizer.json", "special_tokens_map.json"),
         defaults=janus.DEFAULTS,
         examples=PUBLISHED_EXAMPLES,
-        note="Long descriptions in English or Chinese, 384 x 384 only; it also answers questions about pictures. Faces and small "
-        "things are weak: draw several. On a CPU at most 4 at a time, minutes each time.",
+        note="Long descriptions in English or Chinese, 384 x 384 only; it also answers questions about pictures. Faces and "
+        "small things are weak: draw several. On a CPU at most 4 at a time, minutes each time.",
     ),
     "janus-pro-7b": Model(
         "Janus-Pro 7B",
@@ -299,8 +301,8 @@ def model_folder(source: str, tell: Progress | None = None) -> Path:
             return _converted(format_, files, name, known, tell)
     raise ModelError(
         f"{folder} is no model folder: it has neither model_index.json (this project's layout) nor the files of min-dalle "
-        "(encoder.pt, decoder.pt), dalle-mini (flax_model.msgpack), minDALL·E (stage2_last.ckpt) or Janus (config.json with the "
-        "model_type multi_modality or janus)."
+        "(encoder.pt, decoder.pt), dalle-mini (flax_model.msgpack), minDALL·E (stage2_last.ckpt) or Janus (config.json with "
+        "the model_type multi_modality or janus)."
     )
 
 
@@ -668,7 +670,8 @@ def _check_config(cls, config: dict, path: Path, shapes: dict[str, tuple[int, ..
     for key, (said, found) in claims.items():
         if type(said) is int and said != found:  # what is left out has a small default; what is no number cannot be built
             raise ModelError(
-                f"{path}: {key} is {str(said)[:20]}, but the weights have {max(found, 0)}. The two files do not belong together."
+                f"{path}: {key} is {str(said)[:20]}, but the weights have {max(found, 0)}. "
+                "The two files do not belong together."
             )
     if layers > LAYERS:
         raise ModelError(f"{path}: the weights beside it have {layers} layers; no model has more than {LAYERS}.")

@@ -27,7 +27,7 @@ def connect(**options) -> None:
     Raises InputError when Ray is not installed, or its cluster does not answer.
     """
     if importlib.util.find_spec("ray") is None:
-        raise InputError("Ray is not installed: pip install -r requirements-ray.txt.")
+        raise InputError("Ray is not installed: pip install -r requirements-ray.txt, or this package with its extra “ray”.")
     address = os.environ.get("RAY_ADDRESS")
     os.environ.update(QUIET if address else QUIET | ALONE)
     import ray

@@ -6,7 +6,8 @@ prior, which reads them in the place of one token of the question; a head of its
 is no part of drawing, so it is loaded only when somebody asks.
 """
 
-from collections.abc import Iterator
+from collections.abc import Generator
+from functools import partial
 
 import torch
 from diffusers import ConfigMixin, ModelMixin
@@ -70,7 +71,7 @@ class Describer(ModelMixin, ConfigMixin):
 
 def answer(
     engine: Engine, describer: Describer, ids: list[int], place: int, pixels: torch.Tensor, end: int, most: int
-) -> Iterator[int]:
+) -> Generator[int, None, None]:
     """Yields the ids of an answer, the likeliest each time, until the id `end` or `most` of them. Closing it stops the work.
 
     ids: the question's; the one at `place` stands for the picture. Each id is computed on the engine's thread, between the
@@ -99,5 +100,5 @@ def answer(
     while found != end and read < most:
         yield found
         if read + 1 < most:
-            found = engine.run(lambda: go_on(found))
+            found = engine.run(partial(go_on, found))
         read += 1

@@ -37,7 +37,7 @@ class Int8Linear(nn.Module):
         """x [..., in] -> [..., out], both float32."""
         rows = x.flatten(0, -2)
         scale = rows.abs().amax(dim=1, keepdim=True).clamp_(min=1e-12) / LEVELS
-        # Unsigned around 128, as the signed kernel is a slow reference; by way of signed numbers, which CPUs convert to quickly.
+        # Unsigned around 128: the signed kernel is a slow reference. By way of signed numbers: CPUs convert to those quickly.
         quantized = (rows / scale).round_().to(torch.int8).view(torch.uint8).add_(MIDDLE)
         if self.in_halves:
             half = quantized >> 1

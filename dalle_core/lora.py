@@ -1,4 +1,4 @@
-"""LoRA: a small change of a prior's linear layers, W + s B A with s = alpha / r (Hu et al. 2021, arXiv 2106.09685, section 4.1).
+"""LoRA: a small change of a prior's linear layers, W + s B A with s = alpha / r (Hu et al. 2021, arXiv 2106.09685, 4.1).
 
 Read from the folder that `peft` writes, adapter_config.json and adapter_model.safetensors, and added to the weights while they
 are loaded: what draws knows nothing of it. The folder is read here and not by peft, which passes over missing keys, also takes
@@ -55,12 +55,14 @@ class Lora:
         """Raises ModelError when it was trained for another model than the one of these names, or for other weights of it."""
         if self.base and self.base not in names and Path(self.base).name not in names:
             raise ModelError(
-                f"The LoRA {self.folder} was trained for the model {self.base[:100]!r}, not for {min(names)!r}: load it with that one."
+                f"The LoRA {self.folder} was trained for the model {self.base[:100]!r}, not for {min(names)!r}: "
+                "load it with that one."
             )
         if self.base_revision and self.base_revision != revision:
             raise ModelError(
-                f"The LoRA {self.folder} was trained for version {self.base_revision[:40]} of {min(names)}; this is {revision}. "
-                f"Train it again. If the weights differ in nothing but their dtype, take “revision” out of its {CONFIG}."
+                f"The LoRA {self.folder} was trained for version {self.base_revision[:40]} of {min(names)}; this is "
+                f"{revision}. Train it again. If the weights differ in nothing but their dtype, take "
+                f"“revision” out of its {CONFIG}."
             )
 
     def changes(self, prior: nn.Module) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:

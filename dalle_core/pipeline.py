@@ -3,7 +3,7 @@
 import math
 import secrets
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, replace
 
@@ -183,9 +183,9 @@ class DallePipeline(DiffusionPipeline):
         """As diffusers' own, but dtype is that of the prior and of the image tokenizer's decoder: CLIP and what reads pictures
         stay in float32, for a nearest code and a rank are a matter of the third digit."""
         dtypes = [value for value in (*args, kwargs.pop("dtype", None)) if isinstance(value, torch.dtype)]
-        args = [value for value in args if not isinstance(value, torch.dtype)]
-        if args or kwargs:
-            super().to(*args, **kwargs)
+        others = [value for value in args if not isinstance(value, torch.dtype)]
+        if others or kwargs:
+            super().to(*others, **kwargs)
         for dtype in dtypes:
             for part in (self.prior, self.image_tokenizer.decoder, self.image_tokenizer.post_quant_conv):
                 part.to(dtype)
@@ -372,7 +372,7 @@ class DallePipeline(DiffusionPipeline):
             pass
         return text
 
-    def describing(self, image: Image.Image, question: str = QUESTION, most: int = 512) -> Iterator[str]:
+    def describing(self, image: Image.Image, question: str = QUESTION, most: int = 512) -> Generator[str, None, None]:
         """Yields the answer as far as it is written, the whole of it again each time. Closing the iterator stops the work.
 
         Raises InputError for a blank question, or when the model does not answer.
@@ -383,7 +383,7 @@ class DallePipeline(DiffusionPipeline):
             raise InputError("The question is empty: ask something about the picture.")
         return self._describing(image, question.strip(), most)
 
-    def _describing(self, image: Image.Image, question: str, most: int) -> Iterator[str]:
+    def _describing(self, image: Image.Image, question: str, most: int) -> Generator[str, None, None]:
         self.load_describer()
         tokenizer = self.text_tokenizer
         ids, place = encode_question(tokenizer, question, QUESTION_LENGTH, self.describer.config.question_template)
@@ -404,6 +404,7 @@ class DallePipeline(DiffusionPipeline):
         """Draws candidates for a prompt; the arguments of `stream`."""
         for step in self.stream(prompt, **arguments):
             pass
+        assert step.generation is not None  # the last step has it
         return step.generation
 
     def stream(
@@ -420,7 +421,7 @@ class DallePipeline(DiffusionPipeline):
         keep: torch.Tensor | None = None,
         preview_every: int = 0,
         rerank: bool = True,
-    ) -> Iterator[Step]:
+    ) -> Generator[Step, None, None]:
         """Yields a `Step` after every token; the last one holds the `Generation`. Closing the iterator stops the work.
 
         What is None comes from the model's `defaults`; a seed that is None is drawn at random. The negative prompt
@@ -455,14 +456,16 @@ class DallePipeline(DiffusionPipeline):
         )
         return self._stream(generation, negative, settings, forced, keep, preview_every, rerank)
 
-    def _stream(self, generation, negative, settings, forced, keep, preview_every, rerank) -> Iterator[Step]:
+    def _stream(self, generation, negative, settings, forced, keep, preview_every, rerank) -> Generator[Step, None, None]:
         config, prompts = self.prior.config, 1 if settings.guidance_scale == 1 else 2
         most = min(self.chunk_size or self.max_candidates, generation.settings["num_candidates"])
         with self._memory.chunk(config, self.prior.dtype.itemsize, prompts, self.prior.device, most) as chunk:
             chunk = most if self.chunk_size else chunk
             yield from self._chunks(generation, negative, settings, forced, keep, preview_every, rerank, chunk)
 
-    def _chunks(self, generation, negative, settings, forced, keep, preview_every, rerank, chunk) -> Iterator[Step]:
+    def _chunks(
+        self, generation, negative, settings, forced, keep, preview_every, rerank, chunk
+    ) -> Generator[Step, None, None]:
         count, length = generation.settings["num_candidates"], self.prior.config.image_length
         device = self.prior.device
         text_ids, null_ids = (
@@ -519,7 +522,7 @@ class DallePipeline(DiffusionPipeline):
         grids = tokens.unflatten(1, (self.grid_size, self.grid_size))
         candidates = [
             Candidate(image, score, grid.clone(), generation.seed, index)
-            for index, (image, score, grid) in enumerate(zip(shown, scores, grids))
+            for index, (image, score, grid) in enumerate(zip(shown, scores, grids, strict=True))
         ]
         return sorted(candidates, key=lambda candidate: -candidate.score) if rerank else candidates
 

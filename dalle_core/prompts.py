@@ -43,7 +43,7 @@ def read_prompts(path: str | Path, count: int) -> list[Row]:
     else:
         lines = enumerate(text.splitlines(), 1)
         rows = (checked(line, count, f"{name}, line {number}") for number, line in lines if line.strip())
-    found = []
+    found: list[Row] = []
     for row in rows:
         if len(found) == MAX_ROWS:
             raise InputError(f"{name} has more than {MAX_ROWS:,} prompts: use a part of it.")
@@ -73,7 +73,7 @@ def _read_text(path: Path) -> str:
 
 
 def _csv_rows(text: str, count: int, name: str) -> Iterator[Row]:
-    first = re.match(r"[\r\n]*([^\r\n]*)", text)
+    first = next(re.finditer(r"[\r\n]*([^\r\n]*)", text))
     if said := re.fullmatch(r'"?sep=([^\s"]|\t)"?', first[1], re.IGNORECASE):  # spreadsheets', of the lines that follow
         separator, text = said[1], text[: first.start(1)] + text[first.end(1) :]
     else:

@@ -7,6 +7,7 @@ entries of the history, the endpoints, the command line and the rows of a CSV. S
 import operator
 import re
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 
@@ -132,8 +133,9 @@ def text(name: str, value) -> str:
     return value
 
 
-def number(name: str, value, limits: Limits) -> int | float:
-    """A number of a request within its limits; digits as text, from a link or a box, are numbers too.
+def number(name: str, value, limits: Limits) -> Any:
+    """A number of a request (an int, or for some names a float) within its limits; digits as text, from a link or a box,
+    are numbers too.
 
     Raises InputError naming what is allowed.
     """

@@ -2,6 +2,8 @@
 is another way to train the same: what is said of CLIP holds for it.
 """
 
+from typing import TypeAlias
+
 import torch
 import torch.nn.functional as F
 from PIL import Image
@@ -9,7 +11,7 @@ from transformers import CLIPModel, SiglipModel
 
 from dalle_core.text_tokenizer import encode_prompts, fit_prompt
 
-Ranker = CLIPModel | SiglipModel
+Ranker: TypeAlias = CLIPModel | SiglipModel
 
 
 @torch.inference_mode()

@@ -49,7 +49,7 @@ def _most_likely(probabilities: torch.Tensor, p: float) -> torch.Tensor:
 
     Where the first LIKELY do, the others need no sorting. On a GPU, asking whether they do would wait for it.
     """
-    if probabilities.device.type == "cpu" and LIKELY < probabilities.shape[-1]:
+    if probabilities.device.type == "cpu" and probabilities.shape[-1] > LIKELY:
         likely = probabilities.topk(LIKELY, dim=-1).values
         if (likely.cumsum(dim=-1)[:, -1] >= p).all():
             return likely

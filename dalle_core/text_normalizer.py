@@ -3,20 +3,19 @@
 import html
 import re
 
-import emoji
-import ftfy
-from unidecode import unidecode
+from dalle_core.errors import published
 
 
 def min_dalle(text: str) -> str:
     """min-dalle's: emoji by name, lower case, ASCII alone."""
-    text = emoji.demojize(text, delimiters=("", ""))
+    text = published("emoji").demojize(text, delimiters=("", ""))
     return text.lower().encode("ascii", errors="ignore").decode()
 
 
 def dalle_mini(text: str) -> str:
     """dalle-mini's TextNormalizer, in its order. A hashtag stays one word: splitting it takes a 34 MB list of words."""
-    text = ftfy.fix_text(text)
+    emoji, unidecode = published("emoji"), published("unidecode").unidecode
+    text = published("ftfy").fix_text(text)
     text = html.unescape(html.unescape(text))
     text = unidecode(emoji.demojize(text)).lower()
     # A training set's mark for a name. Of three words for one person the original takes one at random; this is its likeliest.

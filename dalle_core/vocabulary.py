@@ -14,7 +14,8 @@ SPELLED_ALIKE = 0.82  # difflib's ratio: "robt" and "robot" are, "five" and "fir
 STOP_WORDS = set(
     "a an the of in on at by to for from with without and or is are be it its this that these those there some any my "
     "your his her their our me you i he she they we please draw show make paint create generate want have has who which "
-    "what as into very really just also 的 了 和 与 在 是 有 着 一 个 我 你 他 她 它 请 画 想 要 这 那 很 把 被 给 上 下 里 中 面 边 旁 呢 吗 吧".split()
+    "what as into very really just also "
+    "的 了 和 与 在 是 有 着 一 个 我 你 他 她 它 请 画 想 要 这 那 很 把 被 给 上 下 里 中 面 边 旁 呢 吗 吧".split()
 )
 _HAN = r"\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
 _WORD = re.compile(rf"[{_HAN}]+|[^\W_{_HAN}]+(?:['’-][^\W_{_HAN}]+)*")

@@ -4,7 +4,7 @@ process writes them in their order. So the data set is, file by file, what one p
 import json
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -61,7 +61,7 @@ def augment(
     threshold: float | None,
     best: int | None,
     sampling: dict,
-) -> tuple[Iterator[Progress], int]:
+) -> tuple[Generator[Progress, None, None], int]:
     """(what `dalle_core.augment.augment` yields, but after every block only; how many prompts are too long for the model).
 
     loading: the arguments of `catalogue.load`. sampling: those of `DallePipeline.stream`. This process is connected to Ray

@@ -1,6 +1,7 @@
 """The page: `create_demo(studio)` builds it, `launch_options()` says how it is served. Importing starts nothing."""
 
 import os
+from functools import partial
 from pathlib import Path
 
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read at gradio's import: no look-ups at start-up
@@ -18,8 +19,9 @@ from dalle_core.studio.holder import ModelHolder  # noqa: E402
 from dalle_core.studio.store import Store  # noqa: E402
 from dalle_core.studio.studio import Studio  # noqa: E402
 from demo import api, language  # noqa: E402
-from demo.gpu import on_gpu  # noqa: E402
+from demo.gpu import on_gpu, seconds  # noqa: E402
 from demo.handlers import QUIET  # noqa: E402
+from demo.link_preview import LinkPreview  # noqa: E402
 from demo.look import CSS, HEAD, JS, header, theme  # noqa: E402
 from demo.page import Page  # noqa: E402
 from demo.public import Bounds  # noqa: E402
@@ -33,18 +35,15 @@ def open_studio(
     """The studio of a page: its files lie below Gradio's folder, which serves them. load, download, model: as of
     `ModelHolder`; public: strangers have a budget."""
     folder = Path(get_upload_folder())
-    return Studio(
-        ModelHolder(pipe, source, load, download, model),
-        Store(folder / "studio", also=[folder]),
-        Budgets(PUBLIC if public else OWN),
-        on_gpu(120),
-    )
+    holder = ModelHolder(pipe, source, load, download, model)
+    store, budgets = Store(folder / "studio", also=[folder]), Budgets(PUBLIC if public else OWN)
+    return Studio(holder, store, budgets, on_gpu(partial(seconds, holder)))
 
 
 def create_demo(studio: Studio, together: int = 4, runs: Path | None = None) -> gr.Blocks:
     """The page; all visitors share the studio's model, nothing of theirs is kept in it. `together` people draw at once,
-    the next ones wait in a queue. runs: where trainings are looked for; without it, and where the model cannot be changed, there is
-    no Train tab, which opens the folders that are typed into it."""
+    the next ones wait in a queue. runs: where trainings are looked for; without it, and where the model cannot be changed,
+    there is no Train tab, which opens the folders that are typed into it."""
     with Page(
         studio.store, title="DALL·E, ranked", delete_cache=(3600, 24 * 3600), fill_width=True, analytics_enabled=False
     ) as demo:
@@ -98,7 +97,7 @@ def launch_options(studio: Studio, public: bool = False, proxies: int = 0, login
         "footer_links": ["api"],
         "state_session_capacity": 200 if public else 10_000,
         "pwa": True,
-        "app_kwargs": {"middleware": [Middleware(Bounds, budgets=studio.budgets, proxies=proxies)]},
+        "app_kwargs": {"middleware": [Middleware(Bounds, budgets=studio.budgets, proxies=proxies), Middleware(LinkPreview)]},
         "mcp_server": not login,
         "_frontend": False,  # else Gradio gives up when its own page does not answer within 3 seconds, as on a busy machine
     }

@@ -79,21 +79,22 @@ CSS = """
 .line b { color: var(--body-text-color); font-weight: 600; }
 .notice { border-left: 3px solid #e8590c; padding: .4rem .8rem; font-size: .92rem; margin-top: .5rem; }
 #notice:not(:has(.notice)), :is(#previews, #complete-previews):not(:has(img)) { display: none; }
-/* Until there is something to use it on. It is part of the page all the while: Gradio may lose a value that arrives together with
-   its component, and does not hide "hidden" rows and columns. */
+/* Until there is something to use it on. It is part of the page all the while: Gradio may lose a value that arrives together
+   with its component, and does not hide "hidden" rows and columns. */
 .unused { display: none !important; }
 .notice s { opacity: .65; }
 .notice.quiet { border-color: var(--border-color-primary); }
 :is(#gallery, #completions) { background: transparent; }
 :is(#gallery, #completions) .grid-wrap { max-height: none; }
-:is(#gallery, #completions) .thumbnail-item { border-radius: 14px; border: 1px solid var(--border-color-primary); background: #fff;
-  overflow: hidden; }
-:is(#gallery, #completions) .thumbnail-item:hover, :is(#gallery, #completions) .thumbnail-item:focus-visible { outline: 3px solid #e8590c; }
-:is(#gallery, #completions) .caption-label { left: 8px; right: auto; bottom: 8px; max-width: none; border-radius: 99px; border: 0;
-  padding: .1rem .55rem; font-family: var(--font-mono); font-size: .75rem; background: rgba(28, 25, 23, .78);
+:is(#gallery, #completions) .thumbnail-item { border-radius: 14px; border: 1px solid var(--border-color-primary);
+  background: #fff; overflow: hidden; }
+:is(#gallery, #completions) .thumbnail-item:is(:hover, :focus-visible) { outline: 3px solid #e8590c; }
+:is(#gallery, #completions) .caption-label { left: 8px; right: auto; bottom: 8px; max-width: none; border-radius: 99px;
+  border: 0; padding: .1rem .55rem; font-family: var(--font-mono); font-size: .75rem; background: rgba(28, 25, 23, .78);
   color: #fff; }
 :is(#previews, #complete-previews) .html-container { padding: 0; }
-.preview-grid { display: grid; grid-template-columns: repeat(4, minmax(0, 1fr)); gap: 8px; padding: 8px; }  /* as Gradio's gallery */
+/* As Gradio's gallery. */
+.preview-grid { display: grid; grid-template-columns: repeat(4, minmax(0, 1fr)); gap: 8px; padding: 8px; }
 .preview-grid img { width: 100%; aspect-ratio: 1; border-radius: 14px; border: 1px solid var(--border-color-primary);
   background: #fff; }
 :is(#gallery, #completions).ranked .grid-container > :first-child .caption-label { background: #d9480f; }

@@ -22,7 +22,7 @@ from torch.distributed.tensor import DTensor
 
 from dalle_core.priors.gpt import GPTPrior
 from dalle_core.text_tokenizer import train_text_tokenizer
-from dalle_core.training import clip, image_tokenizer, prior  # noqa: F401: clip is imported once, by the server
+from dalle_core.training import clip, image_tokenizer, prior  # noqa: F401  clip is imported once, by the server
 from dalle_core.training.loop import Loop
 from dalle_core.training.muon import Muon
 

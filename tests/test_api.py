@@ -27,7 +27,7 @@ from dalle_core.studio.budgets import Budget, Budgets
 from dalle_core.vocabulary import Vocabulary
 from demo import create_demo, launch_options, open_studio
 
-README = Path(__file__).parent.parent / "README.md"
+MANUAL = Path(__file__).parent.parent / "docs" / "api.md"
 NAMES = {"generate", "complete", "reconstruct", "decode", "recognise", "describe", "compare", "augment", "model"}
 NOWHERE = "an http or https address that everybody can reach"
 
@@ -189,10 +189,9 @@ def test_a_million_characters_and_other_scripts(client):
 
 
 @pytest.mark.parametrize("way", ["curl", "gradio_client", "MCP"])
-def test_the_readme_s_snippets_draw_the_picture_of_its_python(page, saved, tmp_path, monkeypatch, capsys, way):
+def test_the_manual_s_snippets_draw_the_picture_of_its_python(page, saved, tmp_path, monkeypatch, capsys, way):
     monkeypatch.chdir(tmp_path)
-    text = README.read_text(encoding="utf-8").partition("## From programs")[2].partition("\n## ")[0]
-    snippets = re.findall(r"```(python|sh)\n(.*?)```", text, re.S)
+    snippets = re.findall(r"```(python|sh)\n(.*?)```", MANUAL.read_text(encoding="utf-8"), re.S)
     by_pipe, by_curl, by_client, by_mcp = (code for _, code in snippets)
     exec(by_pipe.replace('"emoji"', repr(str(saved))), {})
     assert "of 64" in capsys.readouterr().out

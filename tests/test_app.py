@@ -1,4 +1,4 @@
-"""The command line: what is wrong is one line, and the exit code 2. And what the page finds around it: locale, proxy, folders."""
+"""The command line: what is wrong is one line, and the exit code 2. What the page finds around it: locale, proxy, folders."""
 
 import ast
 import os
@@ -15,7 +15,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-import app
+from dalle_core import InputError, page
 
 ROOT = Path(__file__).parent.parent
 FILES = [path for folder in ("demo", "dalle_core") for path in (ROOT / folder).rglob("*.py")]
@@ -138,8 +138,8 @@ OTHER_LOCALE = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
 def test_the_page_starts_in_a_locale_without_utf8_and_opens_no_text_without_an_encoding(saved, tmp_path, free_port):
     flags = ["-X", "warn_default_encoding", *(f"-Werror::EncodingWarning:{name}" for name in MODULES)]
     with started(tmp_path, saved, free_port, flags, **OTHER_LOCALE) as url, httpx.Client(trust_env=False) as visitor:
-        page = visitor.get(url)
-        assert page.status_code == 200 and "提示词" in page.text
+        shown = visitor.get(url)
+        assert shown.status_code == 200 and "提示词" in shown.text
         stored = visitor.post(f"{url}gradio_api/upload", files={"files": ("狐狸.png", b"a picture")})
         assert stored.status_code == 200 and stored.json()[0].endswith("狐狸.png")
 
@@ -173,11 +173,11 @@ def test_a_proxy_and_a_taken_temporary_folder_do_not_stop_the_page(saved, tmp_pa
 
 
 def test_only_the_page_s_own_addresses_bypass_the_proxy(environment):
-    app.bypass_proxy("0.0.0.0")
+    page.bypass_proxy("0.0.0.0")
     assert urllib.request.getproxies() == {}
     environment.setenv("https_proxy", "http://192.0.2.1:8080")
     environment.setenv("no_proxy", "example.org")
-    app.bypass_proxy("192.0.2.9")
+    page.bypass_proxy("192.0.2.9")
     for host in ("localhost", "127.0.0.1", "::1", "192.0.2.9", "example.org"):
         assert urllib.request.proxy_bypass(host), host
     assert not urllib.request.proxy_bypass("huggingface.co")
@@ -188,32 +188,31 @@ def test_the_system_s_proxy_of_a_desktop_counts_too(environment):
     environment.setattr(urllib.request, "getproxies", lambda: {"http": "http://192.0.2.1:8080"})
     environment.setenv("http_proxy", "")  # so that it is forgotten afterwards
     environment.setenv("no_proxy", "")
-    app.bypass_proxy("")
+    page.bypass_proxy("")
     assert os.environ["http_proxy"] == "http://192.0.2.1:8080" and "127.0.0.1" in os.environ["no_proxy"]
 
 
 def test_the_page_has_a_temporary_folder_of_its_own_also_when_somebody_has_taken_its_name(environment, tmp_path):
-    app.choose_temporary_folder(7860)
+    page.choose_temporary_folder(7860)
     first = Path(os.environ["GRADIO_TEMP_DIR"])
     assert first.parent == tmp_path and stat.S_IMODE(first.stat().st_mode) == 0o700
     environment.setenv("GRADIO_TEMP_DIR", "")
-    app.choose_temporary_folder(7860)
+    page.choose_temporary_folder(7860)
     assert Path(os.environ["GRADIO_TEMP_DIR"]) == first  # after a restart what lies there ages
     first.rmdir()
     first.write_bytes(b"someone else's")
     environment.setenv("GRADIO_TEMP_DIR", "")
-    app.choose_temporary_folder(7860)
+    page.choose_temporary_folder(7860)
     own = Path(os.environ["GRADIO_TEMP_DIR"])
     assert own.parent == tmp_path and own != first and stat.S_IMODE(own.stat().st_mode) == 0o700
 
 
-def test_a_named_temporary_folder_that_cannot_be_used_is_one_line(environment, tmp_path, capsys):
+def test_a_named_temporary_folder_that_cannot_be_used_is_one_line(environment, tmp_path):
     (tmp_path / "file").write_bytes(b"")
     environment.setenv("GRADIO_TEMP_DIR", str(tmp_path / "file"))
-    with pytest.raises(SystemExit):
-        app.choose_temporary_folder(7860)
-    [line] = capsys.readouterr().err.strip().splitlines()
-    assert str(tmp_path / "file") in line and "Set GRADIO_TEMP_DIR" in line
+    with pytest.raises(InputError, match="Set GRADIO_TEMP_DIR") as error:
+        page.choose_temporary_folder(7860)
+    assert str(tmp_path / "file") in str(error.value)
 
 
 def test_windows_is_asked_for_a_port_of_one_s_own(environment, free_port):
@@ -224,9 +223,9 @@ def test_windows_is_asked_for_a_port_of_one_s_own(environment, free_port):
             asked.append(option)
 
     environment.setattr(socket, "socket", Probe)
-    app.check_address("127.0.0.1", int(free_port))
+    page.check_address("127.0.0.1", int(free_port))
     environment.setattr(socket, "SO_EXCLUSIVEADDRUSE", -5, raising=False)
-    app.check_address("127.0.0.1", int(free_port))
+    page.check_address("127.0.0.1", int(free_port))
     assert asked == [socket.SO_REUSEADDR, -5]
 
 

@@ -113,11 +113,11 @@ def test_a_kill_at_any_write_loses_nothing_and_lists_nothing_twice(whole, tiny_p
     for after in range(1, 1000):
         out, calls = tmp_path / f"killed{after}", 0
 
-        def counted(call):
+        def counted(call, last=after):
             def counting(*args):
                 nonlocal calls
                 calls += 1
-                if calls == after:
+                if calls == last:
                     raise Killed
                 return call(*args)
 
@@ -189,7 +189,7 @@ def test_a_process_that_is_killed_goes_on(saved, tmp_path):
     rows = [Row("a red fox", 3000), Row("two apples", 3000)]
     steps = augment.augment(load(saved), rows, tmp_path / "out")
     first = next(steps)
-    assert 0 < first.kept and first.drawn % 16 == 0
+    assert first.kept > 0 and first.drawn % 16 == 0
     while next(steps).drawn < first.drawn + 32:
         pass
     steps.close()
@@ -384,7 +384,7 @@ def test_sample_command(saved, tiny_pipeline, tmp_path, capsys):
     said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("#")]
     expected = tiny_pipeline("a red fox", num_candidates=3, seed=7)
     assert len(said) == 3
-    for line, candidate in zip(said, expected.candidates):
+    for line, candidate in zip(said, expected.candidates, strict=True):
         path = Path(line.split("  ")[-1])
         assert path.name == f"a-red-fox_seed7_{candidate.index}.png" and f"{candidate.score:.3f}" in line
         recipe = json.loads(Image.open(path).text["dalle"])

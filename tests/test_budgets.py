@@ -91,9 +91,9 @@ def test_one_visitor_runs_two_works_and_a_third_is_refused_until_one_ends(clock)
     budgets = Budgets(PUBLIC)
     assert (PUBLIC.running, PUBLIC.places) == (2, 5)
     with budgets.running("ann"):
-        with budgets.running("ann"), budgets.running("ben"):
-            with pytest.raises(Busy, match="2 of your requests are running already"), budgets.running("ann"):
-                pass
+        refused = pytest.raises(Busy, match="2 of your requests are running already")
+        with budgets.running("ann"), budgets.running("ben"), refused, budgets.running("ann"):
+            pass
         with pytest.raises(ZeroDivisionError), budgets.running("ann"):
             raise ZeroDivisionError
         with budgets.running("ann"):
@@ -102,7 +102,7 @@ def test_one_visitor_runs_two_works_and_a_third_is_refused_until_one_ends(clock)
 
 def work(clock, timer, seconds, step=0.1):
     """Computes that long in steps; returns after how many seconds it was stopped."""
-    for number in range(round(seconds / step)):
+    for _ in range(round(seconds / step)):
         clock.sleep(step)
         timer.check()
 

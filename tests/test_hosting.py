@@ -1,10 +1,12 @@
 """What a public host gets: a Space's files, a page with bounds."""
 
 import base64
+import html
 import inspect
 import io
 import json
 import pickle
+import re
 import sys
 from dataclasses import replace
 from functools import wraps
@@ -27,7 +29,7 @@ from dalle_core.studio.budgets import OWN, PUBLIC, Budgets
 from dalle_core.studio.holder import Loaded
 from dalle_core.studio.pool import to_entry
 from demo import create_demo, launch_options, open_studio, public, space
-from demo.gpu import on_gpu
+from demo.gpu import on_gpu, seconds
 from demo.page import Page
 from demo.tabs import model
 
@@ -44,6 +46,18 @@ class Hub:
 
     def create_commit(self, repo, operations, **arguments):
         self.calls.append(("create_commit", repo, [operation.path_in_repo for operation in operations]))
+        self.written = {one.path_in_repo: one.path_or_fileobj for one in operations}
+
+    def request_space_hardware(self, repo, hardware):
+        self.calls.append(("request_space_hardware", repo, hardware))
+
+    def model_info(self, repo):
+        return SimpleNamespace(card_data=SimpleNamespace(license="cc-by-4.0"))
+
+    def card(self):
+        """(its front matter, its text)"""
+        _, front, text = self.written["README.md"].decode().split("---\n")
+        return yaml.safe_load(front), text
 
 
 def test_a_space_gets_the_page_the_core_and_the_model_and_nothing_else():
@@ -55,12 +69,50 @@ def test_a_space_gets_the_page_the_core_and_the_model_and_nothing_else():
     assert {"assets/emoji/model_index.json", "demo/static/dice.svg", "demo/static/history.js"} <= set(paths)
     folders = {path.split("/")[0] for path in paths if "/" in path}
     assert folders == {"demo", "dalle_core", "assets"} and not any("pycache" in path or "screenshots" in path for path in paths)
-
-
-def test_a_space_s_front_matter_is_complete():
-    front = yaml.safe_load(space.README.split("---")[1])
+    front, text = hub.card()
     assert front["sdk"] == "gradio" and front["app_file"] == "app.py" and front["python_version"] == "3.12"
-    assert len(front["short_description"]) <= 60
+    assert len(front["short_description"]) <= 60 and "**CC-BY-4.0** (see `assets/emoji/README.md`)" in text
+    assert front["thumbnail"].endswith("/someone/icons/resolve/main/preview.jpg") and "preview.jpg" in paths
+
+
+def test_a_space_of_a_published_model_has_its_weights_from_the_hub_and_its_licence_in_the_card():
+    hub = Hub()
+    space.push(hub, "someone/janus", model="janus-pro-1b", hardware="zero-a10g")
+    assert hub.calls[-1] == ("request_space_hardware", "someone/janus", "zero-a10g")
+    front, text = hub.card()
+    weights, clip = front["preload_from_hub"]
+    assert weights == "deepseek-ai/Janus-Pro-1B config.json,pytorch_model.bin,tokenizer.json,special_tokens_map.json"
+    assert clip.startswith("openai/clip-vit-base-patch32 ") and front["suggested_hardware"] == "zero-a10g"
+    assert "**DeepSeek Model License" in text and "https://huggingface.co/deepseek-ai/Janus-Pro-1B" in text
+    assert not any(path.startswith("assets/") for path in hub.written)
+    assert "main(['page', '--model', 'janus-pro-1b'])" in hub.written["app.py"].decode()
+
+
+def test_a_space_of_one_s_own_model_has_its_folder(saved):
+    hub = Hub()
+    with pytest.raises(InputError, match="has no card"):
+        space.push(hub, "someone/mine", model=str(saved))
+    (saved / "README.md").write_text("---\nlicense: cc-by-sa-4.0\n---\n\n# Mine\n", encoding="utf-8")
+    (saved / "state.pt").write_bytes(b"of a training")
+    space.push(hub, "someone/mine", model=str(saved))
+    assert {"model/model_index.json", "model/README.md"} <= set(hub.written) and "model/state.pt" not in hub.written
+    assert "cc-by-sa-4.0" in hub.card()[1] and "'--model', 'model'" in hub.written["app.py"].decode()
+
+
+def test_a_space_of_a_model_of_the_hub_names_its_licence():
+    hub = Hub()
+    space.push(hub, "someone/foxes", model="a/foxes", hardware="cpu-upgrade")
+    front, text = hub.card()
+    assert front["preload_from_hub"] == ["a/foxes"] and "**cc-by-4.0**" in text
+    with pytest.raises(InputError, match="There is no model 'foxes'"):
+        space.push(hub, "someone/foxes", model="foxes")
+
+
+def test_what_a_space_starts_opens_the_page_with_its_model(monkeypatch):
+    asked = []
+    monkeypatch.setattr("dalle_core.__main__.main", asked.append)
+    exec(space.APP.format(arguments=["page", "--model", "model"]), {"__name__": "__main__"})
+    assert asked == [["page", "--model", "model"]]
 
 
 @pytest.mark.parametrize(
@@ -305,6 +357,21 @@ def test_a_visitor_is_the_same_over_http_and_mcp_whatever_the_headers_claim(echo
         assert f'["{seen}"]' in web.get(f"{tool}/{event}").text
 
 
+def test_a_link_shows_its_prompt_and_a_picture(echo):
+    with httpx.Client(base_url=echo[0], timeout=60) as visitor:
+        behind_https = {"Host": "dalle.example", "X-Forwarded-Proto": "https"}
+        shown = visitor.get("", params={"prompt": 'a "red" fox<b>'}, headers=behind_https).text
+        plain = visitor.get("").text
+        forged = visitor.get("", headers={"Host": 'x" onload="'}).text
+        picture = visitor.get("preview.jpg").content
+    assert shown.startswith("<!doctype html>") and "Click to try out" not in shown and shown.count("og:title") == 1
+    tags = dict(re.findall(r'<meta (?:property|name)="(og:\w+|twitter:\w+)" content="([^"]*)">', shown))
+    assert html.unescape(tags["og:title"]) == '“a "red" fox<b>”' and "<b>" not in tags["og:title"]
+    assert tags["og:image"] == tags["twitter:image"] == "https://dalle.example/preview.jpg"
+    assert 'og:title" content="DALL·E, ranked"' in plain and f'{echo[0]}preview.jpg"' in plain and "onload" not in forged
+    assert Image.open(io.BytesIO(picture)).size == (1200, 630)
+
+
 def test_pictures_over_mcp_count_for_who_sends_them_and_not_for_the_server(tiny_pipeline, tmp_path, monkeypatch):
     """Gradio's MCP server uploads them again, from its own address, for all visitors."""
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
@@ -373,7 +440,7 @@ class ZeroGPU:
             def handler(*args, **kwargs):
                 if self.lent:
                     return task(*args, **kwargs)
-                self.asked.append(duration)
+                self.asked.append(duration(*args, **kwargs) if callable(duration) else duration)
                 self.lent = True
                 try:
                     return sent(task(*sent(args), **sent(kwargs)))
@@ -387,7 +454,7 @@ class ZeroGPU:
                 if self.lent:
                     yield from task(*args, **kwargs)
                     return
-                self.asked.append(duration)
+                self.asked.append(duration(*args, **kwargs) if callable(duration) else duration)
                 steps = task(*sent(args), **sent(kwargs))
                 try:
                     while True:
@@ -461,7 +528,13 @@ def test_on_zerogpu_all_that_computes_asks_for_a_gpu_and_what_it_takes_and_gives
     list(studio.augment("a", rows_of(["a fox"], 2), seed=1))
     with pytest.raises(InputError, match="prompt is empty"):
         list(studio.draw("a", DrawingRequest("")))
-    assert computed and all(computed) and set(zero_gpu.asked) == {120}
+    assert computed and all(computed) and set(zero_gpu.asked) == {15, 16}  # what draws 16 tokens, what draws none
+    zero_gpu.asked.clear()
+    own_pipeline.max_candidates = 400
+    list(studio.draw("a", DrawingRequest("a red fox", num_candidates=400, seed=7)))
+    assert zero_gpu.asked == [35]  # 25 times 16 candidates
+    holder = SimpleNamespace(loaded=SimpleNamespace(limits=SimpleNamespace(grid_size=24)))
+    assert seconds(holder, "stream", num_candidates=16) == 44 and seconds(holder, "stream", num_candidates=400) == 120
 
 
 def test_the_card_comes_without_its_front_matter(tmp_path):
@@ -488,11 +561,11 @@ def client(tiny_pipeline, tmp_path_factory):
     patch.undo()
 
 
-def mcp(client, method, headers={}, **parameters):
+def mcp(client, method, headers=None, **parameters):
     """What a program that speaks MCP gets, over HTTP."""
     answer = httpx.post(
         f"{client.src_prefixed}mcp/",
-        headers={"Accept": "application/json, text/event-stream"} | headers,
+        headers={"Accept": "application/json, text/event-stream"} | (headers or {}),
         timeout=60,
         json={"jsonrpc": "2.0", "id": 1, "method": method, "params": parameters},
     )

@@ -11,8 +11,8 @@ from safetensors.torch import load_file, save_file
 
 from dalle_core.errors import ModelError
 from dalle_core.training import candidates, contact_sheet, evaluate_emoji
-from dalle_core.training import judge as judging
 from dalle_core.training import emoji_words as words
+from dalle_core.training import judge as judging
 from dalle_core.training.data import as_pixels, batches, open_dataset
 from dalle_core.training.emoji import EmojiCorpus
 from dalle_core.training.loop import Loop

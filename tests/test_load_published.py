@@ -81,7 +81,7 @@ def test_a_folder_draws_ranks_saves_and_loads_again(peer, clip_folder, home, tmp
     monkeypatch.setattr(catalogue.min_dalle, "convert", lambda files: pytest.fail("converted twice"))
     second = dalle_core.load(peer.folder, clip=str(clip_folder))("The red fox, ünder 狐", **arguments)
     assert [c.score for c in second.candidates] == [c.score for c in first.candidates]
-    assert all(torch.equal(a.tokens, b.tokens) for a, b in zip(first.candidates, second.candidates))
+    assert all(torch.equal(a.tokens, b.tokens) for a, b in zip(first.candidates, second.candidates, strict=True))
     pipe.save_pretrained(tmp_path / "own")
     third = dalle_core.load(tmp_path / "own")("The red fox, ünder 狐", **arguments)
     assert [c.score for c in third.candidates] == [c.score for c in first.candidates]

@@ -11,8 +11,8 @@ from safetensors.torch import load_file, save_file
 import dalle_core
 from dalle_core import ModelError
 from dalle_core.__main__ import main
-from dalle_core.priors.bart import BartPrior
 from dalle_core.lora import CONFIG, WEIGHTS, read_lora
+from dalle_core.priors.bart import BartPrior
 from dalle_core.request import DrawingRequest
 from dalle_core.studio.holder import ModelHolder
 from dalle_core.studio.links import query

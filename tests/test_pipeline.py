@@ -147,7 +147,7 @@ def test_out_of_memory_in_pixels_and_in_ranking_halves_too(own_pipeline, monkeyp
     monkeypatch.setattr(pipeline.clip_rerank, "scores", scarce_scores)
     found = own_pipeline("a fox", num_candidates=12, seed=4).candidates
     assert seen == [12, 6, 3, 3, 6, 3, 3] and [c.index for c in found] == [c.index for c in expected]
-    assert all(torch.equal(a.tokens, b.tokens) and a.image == b.image for a, b in zip(found, expected))
+    assert all(torch.equal(a.tokens, b.tokens) and a.image == b.image for a, b in zip(found, expected, strict=True))
 
     def nothing(model, tokens):
         raise torch.OutOfMemoryError("CUDA out of memory")
@@ -205,7 +205,7 @@ def test_threads_share_the_text_tokenizer():
 def test_save_and_load_is_exact(tiny_pipeline, saved):
     loaded = dalle_core.load(saved, packed=False)  # arranging the weights rounds otherwise
     a, b = (pipe("a red fox", num_candidates=4, seed=9, guidance_scale=3.0) for pipe in (tiny_pipeline, loaded))
-    for one, other in zip(a.candidates, b.candidates):
+    for one, other in zip(a.candidates, b.candidates, strict=True):
         assert same(one, other) and one.score == other.score
     assert loaded.name == "tiny" and loaded.examples == tiny_pipeline.examples
     assert dalle_core.DallePipeline.from_pretrained(saved).defaults == tiny_pipeline.defaults

@@ -21,8 +21,7 @@ from dalle_core.training.data import open_dataset
 from dalle_core.training.look import Look
 from dalle_core.training.loop import Loop
 from tests.conftest import make_pipeline
-from tests.runs import finish, start
-from tests.runs import one_thread  # noqa: F401  every test here
+from tests.runs import finish, one_thread, start  # noqa: F401  one_thread: in every test here
 
 COLOURS = ["red", "green", "blue", "white", "black", "grey", "yellow", "purple"]
 RESULT = "diffusion_pytorch_model.safetensors"

@@ -120,7 +120,8 @@ def test_without_ray_the_options_say_what_to_install(monkeypatch, capsys, tmp_pa
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(SystemExit):
         main(["augment", str(tmp_path / "prompts.txt"), str(tmp_path / "out"), "--workers", "2"])
-    assert capsys.readouterr().err == "augment: Ray is not installed: pip install -r requirements-ray.txt.\n"
+    said = "augment: Ray is not installed: pip install -r requirements-ray.txt, or this package with its extra “ray”.\n"
+    assert capsys.readouterr().err == said
 
 
 def blocks(out: Path) -> int:
@@ -147,6 +148,7 @@ def test_a_worker_that_is_killed_is_replaced_and_a_command_that_is_killed_goes_o
     (tmp_path / "prompts.csv").write_text(f"prompt,count\n{lines}", encoding="utf-8")
     environment = {**os.environ, "RAY_ADDRESS": ray.get_runtime_context().gcs_address, "PYTHONPATH": str(ROOT)}
     model_folder = os.path.relpath(model["source"], tmp_path)  # the workers' own directory is another
+    said = (tmp_path / "said.txt").open("wb")
     command = subprocess.Popen(
         [
             sys.executable,
@@ -168,7 +170,7 @@ def test_a_worker_that_is_killed_is_replaced_and_a_command_that_is_killed_goes_o
         ],
         cwd=tmp_path,
         env=environment,
-        stderr=open(tmp_path / "said.txt", "wb"),
+        stderr=said,
     )
     try:
         wait_until(lambda: blocks(many) > 2 or command.poll() is not None, "the workers drew nothing")
@@ -181,6 +183,7 @@ def test_a_worker_that_is_killed_is_replaced_and_a_command_that_is_killed_goes_o
     finally:
         command.kill()
         command.wait()
+        said.close()
     assert at + 4 < blocks(many) < 39, (tmp_path / "said.txt").read_text(encoding="utf-8")
 
     *_, last = draw("many")
@@ -234,7 +237,7 @@ def test_a_page_whose_replica_is_killed_goes_on_and_one_that_is_left_is_free(ray
     assert indices == sorted(indices) and all(len(update.previews) == 64 for update in seen if update.previews)
     expected = pipe.pipe("a red fox", num_candidates=64, seed=5).candidates
     assert len(seen[-1].pictures) == 64 == len(list((tmp_path / "store").rglob("*.png")))  # nothing is lost or there twice
-    for picture, candidate in zip(seen[-1].pictures, expected):
+    for picture, candidate in zip(seen[-1].pictures, expected, strict=True):
         assert (picture.drawn.index, picture.drawn.score) == (candidate.index, candidate.score)
         assert np.array_equal(np.array(Image.open(picture.path)), np.array(candidate.image))
 

@@ -66,13 +66,13 @@ def test_a_page_that_is_killed_while_it_draws_starts_again_and_forgets_nothing_f
         server = start(folder, saved, free_port)
         again = visit(free_port).predict("a red fox", num_candidates=2, seed=5, api_name="/generate")
         assert [one["tokens"] for one in again["candidates"]] == [one["tokens"] for one in finished["candidates"]]
-        whole = [path for path in (folder / "gradio" / "studio").rglob("*.png")]
+        whole = list((folder / "gradio" / "studio").rglob("*.png"))
         for path in whole:  # a file is whole or not at all
             Image.open(path).load()
         kill(server)
 
         # Whoever's they were: what lies there has an age, and goes with it.
-        left = [path for path in (folder / "gradio" / "studio").iterdir()]
+        left = list((folder / "gradio" / "studio").iterdir())
         assert left
         for path in left:
             os.utime(path, (1, 1))

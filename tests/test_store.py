@@ -203,7 +203,7 @@ def test_threads_share_a_store(root):
 
     def work(visitor):
         try:
-            for number in range(20):
+            for _ in range(20):
                 path = store.write(visitor, "a", bytes(50_000))
                 with store.hold(path):
                     assert path.stat().st_size == 50_000

@@ -40,7 +40,7 @@ def test_a_drawing_is_the_pipeline_s_and_every_picture_carries_its_recipe(studio
     updates = list(studio.draw("1.2.3.4", request, preview_every=4))
     expected = tiny_pipeline("a red fox", num_candidates=3, seed=5, guidance_scale=2.0)
     assert updates[0].seed == 5 and [len(update.previews) for update in updates if update.previews] == [3, 3, 3]
-    for rank, (picture, candidate) in enumerate(zip(updates[-1].pictures, expected.candidates), 1):
+    for rank, (picture, candidate) in enumerate(zip(updates[-1].pictures, expected.candidates, strict=True), 1):
         assert (picture.rank, picture.drawn.index, picture.drawn.score) == (rank, candidate.index, candidate.score)
         assert picture.drawn.tokens.equal(candidate.tokens) and np.array_equal(pixels(picture.path), np.array(candidate.image))
         recipe = json.loads(Image.open(picture.path).text["dalle"])
@@ -109,7 +109,7 @@ def test_an_entry_of_the_history_is_drawn_again_exactly(studio):
     entry = to_entry(first)
     *_, (total, again) = studio.draw_again("1.2.3.4", entry)
     assert total == 4 and to_entry(again) == entry
-    for one, other in zip(first, again):
+    for one, other in zip(first, again, strict=True):
         assert one.path != other.path and np.array_equal(pixels(one.path), pixels(other.path))
     with pytest.raises(InputError, match="damaged"):
         list(studio.draw_again("1.2.3.4", entry.replace("tiny", "")[:-5]))

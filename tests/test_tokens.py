@@ -128,12 +128,12 @@ def test_batches_of_tokens(vq, folder, tmp_path):
     whole = list(batches(store, 4, 0, 8, seed=1, workers=0))
     rest = list(batches(store, 4, 5, 8, seed=1, workers=0))
     pictures = list(batches(dataset, 4, 0, 8, seed=1, workers=0))
-    for (tokens, texts, indices), (_, same, numbers) in zip(whole, pictures):
+    for (tokens, texts, indices), (_, same, numbers) in zip(whole, pictures, strict=True):
         assert tokens.shape == (4, 2, 2) and texts == same and torch.equal(indices, numbers)
         assert tokens.tolist() == [store.tokens(int(i)).tolist() for i in indices]
     assert [indices.tolist() for *_, indices in rest] == [indices.tolist() for *_, indices in whole[5:]]
     halves = [list(batches(store, 4, 0, 8, seed=1, workers=0, part=(rank, 2))) for rank in (0, 1)]
-    assert [a[1] + b[1] for a, b in zip(*halves)] == [texts for _, texts, _ in whole]
+    assert [a[1] + b[1] for a, b in zip(*halves, strict=True)] == [texts for _, texts, _ in whole]
 
 
 class Killed(BaseException):

@@ -1,4 +1,4 @@
-"""The Train tab: what it reads of a training's folder while that is written, whatever is in there, and who has the tab at all."""
+"""The Train tab: what it reads of a training's folder while that is written, whatever is in there, and who has the tab."""
 
 import argparse
 import json
@@ -8,8 +8,7 @@ import time
 import gradio as gr
 import pytest
 
-import app
-from dalle_core import InputError
+from dalle_core import InputError, page
 from dalle_core.studio import runs
 from demo import create_demo, open_studio
 from demo.tabs import train
@@ -199,4 +198,4 @@ def test_strangers_have_no_train_tab_and_none_of_its_endpoints(tiny_pipeline, tm
     ],
 )
 def test_whose_page_it_is(host, public, share, login, own):
-    assert app.is_own(argparse.Namespace(host=host, public=public, share=share), login) is own
+    assert page.is_own(argparse.Namespace(host=host, public=public, share=share), login) is own

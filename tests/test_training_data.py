@@ -365,7 +365,7 @@ def write_parquet(path: Path, numbers, image=None, text=None) -> Path:
     import pyarrow.parquet
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    columns = {"image": [image(i) for i in numbers], "text": [text(i) for i in numbers], "other": [i for i in numbers]}
+    columns = {"image": [image(i) for i in numbers], "text": [text(i) for i in numbers], "other": list(numbers)}
     pyarrow.parquet.write_table(pyarrow.table(columns), path)
     return path
 
@@ -499,7 +499,7 @@ def test_a_batch_depends_on_seed_step_and_position_alone(sources, monkeypatch):
         whole = read(dataset, 8, 0, 9, seed=3)
         assert read(dataset, 8, 5, 9, seed=3) == whole[5:]
         halves = [read(dataset, 8, 2, 6, seed=3, part=(rank, 2)) for rank in (0, 1)]
-        assert [a + b for a, b in zip(*halves)] == whole[2:6]
+        assert [a + b for a, b in zip(*halves, strict=True)] == whole[2:6]
         assert read(dataset, 8, 0, 9, seed=4) != whole
         items = [item for batch in whole for item in batch]
         epoch = len({text.split()[1] for _, text, _ in items})  # every picture of the trained part

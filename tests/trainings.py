@@ -13,8 +13,8 @@ def line(step: int, at: float, **figures) -> str:
     return json.dumps({"step": step, "time": at} | figures) + "\n"
 
 
-def write_training(run: Path, steps: int, arguments: dict, pictures: dict[str, list[int]] = {}, **figures) -> Path:
-    """A log with a row every 10 steps of the last ones seconds, values that halve every 100 steps, and pictures of one colour."""
+def write_training(run: Path, steps: int, arguments: dict, pictures: dict[str, list[int]] | None = None, **figures) -> Path:
+    """A log with a row every 10 steps, one a second, values that halve every 100 steps, and pictures of one colour."""
     (run / "pictures").mkdir(parents=True)
     (run / "config.json").write_text(json.dumps({"arguments": arguments, "versions": {}}), encoding="utf-8")
     start = time.time() - steps
@@ -23,7 +23,7 @@ def write_training(run: Path, steps: int, arguments: dict, pictures: dict[str, l
         for s in range(10, steps + 1, 10)
     ]
     (run / "log.jsonl").write_text("".join(rows), encoding="utf-8")
-    for kind, found in pictures.items():
+    for kind, found in (pictures or {}).items():
         for step in found:
             Image.new("RGB", (64, 32), (step % 256, 0, 0)).save(run / "pictures" / f"{kind}_{step:06}.png")
     return run

@@ -9,7 +9,6 @@ import json
 import mmap
 from pathlib import Path
 
-import msgpack
 import numpy as np
 import torch
 from tokenizers import Tokenizer
@@ -17,7 +16,7 @@ from transformers import PreTrainedTokenizerFast
 
 from dalle_core.checkpoints import min_dalle, vqgan
 from dalle_core.checkpoints.tensors import LAYERS, Tensors, need, read_json
-from dalle_core.errors import ModelError
+from dalle_core.errors import ModelError, published
 
 GOLDEN = {"Donald Trump in Animal Crossing": [0, 7083, 3252, 91, 2203, 7807, 2]}
 LICENCE = "Apache-2.0"
@@ -88,7 +87,7 @@ DTYPES = {"float32": np.float32, "float16": np.float16, "bfloat16": np.uint16}
 def read_flax(path: Path) -> dict[str, torch.Tensor]:
     """A file of flax.serialization.to_bytes -> {"a/b/c": tensor}. Raises ModelError; takes hardly more memory than the
     arrays, as the file is mapped."""
-    size = need(path).stat().st_size
+    msgpack, size = published("msgpack"), need(path).stat().st_size
 
     def extension(code, content):
         if code != 1:

@@ -165,7 +165,7 @@ def _originals(key: str, value: torch.Tensor) -> list[tuple[str, torch.Tensor]]:
         name = name.replace(".attn.proj.", ".self_attn.projection_layer.")
         if ".attn.qkv." in name and value.ndim and len(value) % 3 == 0:
             names = [name.replace(".attn.qkv.", f".self_attn.{part}_proj.") for part in "qkv"]
-            return list(zip(names, value.chunk(3)))
+            return list(zip(names, value.chunk(3), strict=True))
     return [(name, value)]
 
 
@@ -212,7 +212,8 @@ def convert_prior(file: Tensors, said: dict, config: Path) -> LlamaPrior:
     for key, ours in LANGUAGE.items():
         if said.get(key) not in (None, sizes[ours]):
             raise ModelError(
-                f"{config}: {key} is {str(said[key])[:20]}, but the weights have {sizes[ours]}. The two files do not belong together."
+                f"{config}: {key} is {str(said[key])[:20]}, but the weights have {sizes[ours]}. "
+                "The two files do not belong together."
             )
     with torch.device("meta"):
         prior = LlamaPrior(**sizes).eval()

@@ -142,7 +142,7 @@ class ModelHolder:
                 self._changed.notify_all()
 
     def held(self) -> DallePipeline:
-        """The pipeline, for somebody who holds it already: holding it twice could wait for a change that waits for the first."""
+        """The pipeline, for who holds it already: holding it twice could wait for a change that waits for the first."""
         assert self._pipe is not None and (self._holders or not self._changing)
         return self._pipe
 

@@ -43,8 +43,8 @@ class Store:
 
     max_age: seconds that a folder is kept after its last change. quota, visitor_quota: bytes of everything, and of one
     visitor's folders; who is over it loses his own oldest. also: folders into which Gradio puts what visitors upload; that
-    has the same age, and at most a quarter of the quota. What lies below `root` at the start is an unknown visitor's, so nothing
-    stays for ever, however the process before ended. One process may use a root at a time. Threads may share a store.
+    has the same age, and at most a quarter of the quota. What lies below `root` at the start is an unknown visitor's, so
+    nothing stays for ever, however the process before ended. One process may use a root at a time. Threads may share a store.
     """
 
     def __init__(

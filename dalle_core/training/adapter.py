@@ -19,7 +19,10 @@ def add_lora(prior, rank: int) -> list[nn.Parameter]:
     try:
         from peft import LoraConfig, inject_adapter_in_model
     except ImportError:
-        raise InputError("Training a LoRA takes one more package: pip install -r requirements-train.txt") from None
+        raise InputError(
+            "Training a LoRA takes one more package: pip install -r requirements-train.txt, or this package with its extra "
+            "“train”."
+        ) from None
     if rank < 1:
         raise InputError(f"--lora {rank}: the rank is a whole number from 1 on; 16 is usual.")
     names = [name for name, module in prior.named_modules() if isinstance(module, nn.Linear) and name != "head"]

@@ -35,7 +35,7 @@ class Average(EMAModel):
         shapes = [tuple(value.shape) for value in state["shadow_params"]]
         if shapes != [tuple(p.shape) for p in parameters]:
             raise ValueError("the average is of another model's weights")
-        whole = [value.to(p.device) for value, p in zip(state["shadow_params"], parameters)]
+        whole = [value.to(p.device) for value, p in zip(state["shadow_params"], parameters, strict=True)]
         own = [
             distribute_tensor(value, p.device_mesh, p.placements).to_local() if isinstance(p, DTensor) else value
             for value, p in zip(whole, parameters)

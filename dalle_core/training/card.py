@@ -1,4 +1,4 @@
-"""The card of a trained model, README.md of its folder: what it is, what it learned from, how long it took, what it is worth."""
+"""The card of a trained model, README.md of its folder: what it is, what it learned from, how long, what it is worth."""
 
 import json
 import os
@@ -110,7 +110,8 @@ def figures_as_text(result: dict | None, command: str) -> str:
             "| --- | --- | --- | --- |",
             *rows,
             "",
-            f"{who} The columns are explained in `dalle_core/training/evaluate.py`. `evaluation.png` shows some of the prompts:",
+            f"{who} The columns are explained in `dalle_core/training/evaluate.py`. "
+            "`evaluation.png` shows some of the prompts:",
             "",
             "![Real pictures, their reconstructions, and what is drawn](evaluation.png)",
         ]
@@ -118,11 +119,11 @@ def figures_as_text(result: dict | None, command: str) -> str:
 
 
 def parts_of(pipe) -> str:
-    rows = [
-        f"| `{name}` | {type(part).__name__} | {sum(value.numel() for value in part.state_dict().values() if torch.is_tensor(value)):,} |"
-        for name, part in pipe.components.items()
-        if isinstance(part, torch.nn.Module)
-    ]
+    rows = []
+    for name, part in pipe.components.items():
+        if isinstance(part, torch.nn.Module):
+            numbers = sum(value.numel() for value in part.state_dict().values() if torch.is_tensor(value))
+            rows.append(f"| `{name}` | {type(part).__name__} | {numbers:,} |")
     return "\n".join(["\n## Parts\n", "| part | class | numbers |", "| --- | --- | --- |", *rows, ""])
 
 

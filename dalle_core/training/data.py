@@ -110,7 +110,10 @@ def open_dataset(
     if path == Path(CORPUS) and not path.exists():
         raise InputError(f"{CORPUS} is not there yet: `python -m dalle_core.training.emoji` makes it.")
     if importlib.util.find_spec("datasets") is None:
-        raise InputError("Pictures of your own take Hugging Face datasets: `pip install -r requirements-train.txt`.")
+        raise InputError(
+            "Pictures of your own take Hugging Face datasets: pip install -r requirements-train.txt, "
+            "or this package with its extra “train”."
+        )
     if not path.exists():
         return open_from_hub(str(source), frame, captions, image, split, subset, streaming, allow_bad)
     if files := find_files(path):

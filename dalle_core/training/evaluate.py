@@ -1,15 +1,15 @@
 """Evaluation: how often a picture shows what its prompt said, and what reranking adds.
 
 For held-out prompts (what training never saw) a pipeline draws 64 candidates each. Of the first N = 1, 4, 16, 64 the
-one that the pipeline's own CLIP scores highest is the best of N. A second CLIP that never reranks (trained from another seed, or
-one of the Hub) then judges it, so that the ranking is not judged by itself:
+one that the pipeline's own CLIP scores highest is the best of N. A second CLIP that never reranks (trained from another
+seed, or one of the Hub) then judges it, so that the ranking is not judged by itself:
 
 - R-precision (Park et al. 2021, "Benchmark for compositional text-to-image synthesis"): the share of pictures whose
   own caption scores highest among 100 captions, the other 99 being other held-out prompts of the same kind;
 - the share of prompts for which the judge scores the best of N higher than the first candidate.
 
-Without a second CLIP the pipeline's own judges one candidate of each prompt, which nothing has chosen. The same judge on the real
-pictures and on their reconstructions says what the figures could reach. PSNR of the reconstructions measures the image
+Without a second CLIP the pipeline's own judges one candidate of each prompt, which nothing has chosen. The same judge on the
+real pictures and on their reconstructions says what the figures could reach. PSNR of the reconstructions measures the image
 tokenizer alone. `python -m dalle_core.training.evaluate --help`.
 """
 

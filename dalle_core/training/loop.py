@@ -20,7 +20,8 @@ machines under `accelerate launch` or `torchrun`. A trainer reads like this:
 A step is the work on one global batch (`--batch-size`), however many processes share it. Every random choice derives from
 (seed, step, position in the global batch): draw for all positions from a generator of your own, then take `loop.own(...)`.
 So a run goes on with another number of processes (but not under FSDP when it was not before, nor the other way round), and in
-one process and in float32 a run that was killed ends with the very bytes of one that was not. Under `out`, which several machines must share:
+one process and in float32 a run that was killed ends with the very bytes of one that was not. Under `out`, which several
+machines must share:
 
     config.json                 the run's arguments; a run does not go on with others
     log.jsonl                   a line of figures now and then: step (steps done), time (seconds since 1970), ...

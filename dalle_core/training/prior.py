@@ -42,8 +42,8 @@ from dalle_core.training.adapter import Adapter, add_lora
 from dalle_core.training.arguments import add_arguments, command
 from dalle_core.training.checkpoints import write_model
 from dalle_core.training.data import add_data_arguments, batches, open_from
-from dalle_core.training.loop import Loop
 from dalle_core.training.look import Look
+from dalle_core.training.loop import Loop
 from dalle_core.training.muon import Muon
 from dalle_core.training.tokens import TokenStore, add_token_arguments, encode_tokens
 
@@ -175,8 +175,8 @@ def open_pipeline(args: argparse.Namespace, loop: Loop) -> DallePipeline:
         pipe = DallePipeline(model, tokenizer, prior, **clip, name=args.out.resolve().name)
     if not image_tokenizer.has_encoder(pipe.image_tokenizer):
         raise InputError(
-            f"{args.init} came without its image tokenizer's encoder, so it cannot read pictures. Of DALL·E mini and mega take the "
-            "flax files, which have it: the README's table of published models says how."
+            f"{args.init} came without its image tokenizer's encoder, so it cannot read pictures. Of DALL·E mini and mega take "
+            "the flax files, which have it: the README's table of published models says how."
         )
     for part in (pipe.image_tokenizer, pipe.clip):
         if part is not None:
@@ -295,7 +295,8 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--learning-rate",
         type=float,
-        help=f"Muon's peak ({NEW_RATE}; with --init {TRAINED_RATE}); AdamW's is an eighth of it. Of a LoRA, AdamW's ({LORA_RATE})",
+        help=f"Muon's peak ({NEW_RATE}; with --init {TRAINED_RATE}); AdamW's is an eighth of it. "
+        f"Of a LoRA, AdamW's ({LORA_RATE})",
     )
     parser.add_argument("--dropout", type=float, default=0.0, help="of embeddings and residual branches (%(default)s)")
     parser.add_argument(

@@ -254,7 +254,7 @@ def _with_tokens(model: VQModel, items: list[tuple], batch_size: int) -> list[tu
     pixels = torch.cat([pixels for _, pixels, _ in items]).split(batch_size)
     tokens = torch.cat([image_tokenizer.encode(model, as_pixels(part.to(model.device))).int().cpu() for part in pixels])
     tokens = tokens.unflatten(0, (len(items), -1)).numpy()  # [n, variants, h, w]
-    return [(index, found, captions) for (index, _, captions), found in zip(items, tokens)]
+    return [(index, found, captions) for (index, _, captions), found in zip(items, tokens, strict=True)]
 
 
 def _write_shard(model: VQModel, folder: Path, number: int, rows: list[tuple], covered: int) -> None:

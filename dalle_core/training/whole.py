@@ -5,7 +5,8 @@
 
 Each step has a folder of its own below `--out`, as its own command would write it, and goes on where it was stopped:
 
-    image_tokenizer/  text_tokenizer/  prior/  clip/    what `--image-tokenizer`, `--clip` and `--from` name is taken, not trained
+    image_tokenizer/  text_tokenizer/  prior/  clip/
+                            what `--image-tokenizer`, `--clip` and `--from` name is taken, not trained
     model/                  the result, with its card and its evaluation; of a LoRA, prior/lora/
     finished.json           the steps that are done and are not done again
     config.json             the arguments: a training does not go on with others
@@ -49,8 +50,8 @@ PRESETS = {
         prior="", clip="", vocab_size=4096, captions=60_000, prompts=100
     ),
     "photo-256": dict(  # for GPUs; photographs take a CLIP of the Hub
-        prior="--layers 24 --heads 16 --hidden-size 1024 --text-length 64 --samples 40000000 --batch-size 256 --look-every 1000 "
-        "--dropout 0.1 --learning-rate 0.01",
+        prior="--layers 24 --heads 16 --hidden-size 1024 --text-length 64 --samples 40000000 --batch-size 256 "
+        "--look-every 1000 --dropout 0.1 --learning-rate 0.01",
         clip=None,
         vocab_size=16_384,
         captions=1_000_000,

@@ -32,9 +32,9 @@ class Compare:
     def __init__(self, studio: Studio):
         self.studio, self.grid = studio, gr.State(None)  # the grid on show
         gr.Markdown(
-            "One prompt, two things varied: each cell is the best of its candidates by CLIP, the best cell is framed. Values are "
-            "separated by commas. A prompt axis replaces its first value in the prompt by each of the others: “fox, cat, lion”. "
-            "Candidates keep their seeds across the grid."
+            "One prompt, two things varied: each cell is the best of its candidates by CLIP, the best cell is framed. Values "
+            "are separated by commas. A prompt axis replaces its first value in the prompt by each of the others: “fox, cat, "
+            "lion”. Candidates keep their seeds across the grid."
         )
         self.prompt = gr.Textbox(label="Prompt", elem_id="compare-prompt", max_lines=1, max_length=MAX_PROMPT)
         with gr.Row():

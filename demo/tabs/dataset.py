@@ -37,7 +37,8 @@ def asked_for(text: str | None, file: str | None, count: int) -> list[Row]:
     text = text or ""
     if len(text) > MAX_TEXT:
         raise InputError(
-            f"The box takes up to {MAX_TEXT:,} characters. For more, use the command: python -m dalle_core augment prompts.csv pictures"
+            f"The box takes up to {MAX_TEXT:,} characters. For more, use the command: "
+            "python -m dalle_core augment prompts.csv pictures"
         )
     rows = rows_of(text.splitlines(), count) + (read_prompts(file, count) if file else [])
     if not rows:
@@ -87,10 +88,10 @@ class Augment:
     def __init__(self, studio: Studio):
         self.studio, self.data_set = studio, gr.State(None)
         gr.Markdown(
-            "Many pictures of many prompts, as a data set to train on: PNG files and a “metadata.jsonl” with a caption for each "
-            "(the “imagefolder” convention), in one zip. Pictures that CLIP finds fit badly can be left out. The model is the "
-            "one of the Create tab, with its own settings. A CSV needs a column “prompt” and may have a “count”; a TXT holds a "
-            "prompt a line."
+            "Many pictures of many prompts, as a data set to train on: PNG files and a “metadata.jsonl” with a caption for "
+            "each (the “imagefolder” convention), in one zip. Pictures that CLIP finds fit badly can be left out. The model is "
+            "the one of the Create tab, with its own settings. A CSV needs a column “prompt” and may have a “count”; a TXT "
+            "holds a prompt a line."
         )
         with gr.Row():
             with gr.Column():

@@ -4,4 +4,7 @@
 from demo import static
 
 HEAD = f"<style>{static.read('history.css')}</style><script>{static.read('history.js')}</script>"
-FOLD = '<details id="history"><summary>History (<span id="history-count">0</span>)</summary><div id="history-body"></div></details>'
+FOLD = (
+    '<details id="history"><summary>History (<span id="history-count">0</span>)</summary>'
+    '<div id="history-body"></div></details>'
+)

@@ -44,7 +44,7 @@ class Seen:
 
 
 def choices(root: Path) -> list[str]:
-    """Trainings below `root`, the last changed first; one of several parts as a whole, which shows the part at work, before them."""
+    """Trainings below `root`, the last changed first. One of several parts comes before them, and shows the part at work."""
     found: dict[str, None] = {}
     for folder in trainings.find_runs(root):
         if folder.parent != root and folder != root:

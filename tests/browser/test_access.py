@@ -156,5 +156,5 @@ def test_all_that_can_be_used_has_a_name(page, gate, tmp_path):
     for name in TABS:
         open_tab(page, name)
         expect(page.locator(".tabitem:visible")).to_have_count(1)
-        found |= {html: name for html in nameless(page)}
+        found |= dict.fromkeys(nameless(page), name)
     assert found == {}, "\n".join(found)

@@ -34,7 +34,7 @@ def test_a_grid_is_drawn_scored_and_saved(page, gate):
     expect(page.locator("#compare-grid img")).to_be_visible()
     with page.expect_download() as download:
         page.locator("#compare-json").click()
-    content = json.loads(open(download.value.path(), encoding="utf-8").read())
+    content = json.loads(download.value.path().read_text(encoding="utf-8"))
     assert [(cell["x"], cell["y"]) for cell in content["cells"]] == [("fox", 1.0), ("apple", 1.0), ("fox", 3.0), ("apple", 3.0)]
     assert {cell["seed"] for cell in content["cells"]} == {7}
     with page.expect_download() as download:
@@ -57,7 +57,7 @@ def test_stop_half_way_keeps_the_cells_that_are_finished(page, gate):
     expect(page.locator("#compare-grid img")).to_be_visible()
     with page.expect_download() as download:
         page.locator("#compare-json").click()
-    assert 1 <= len(json.loads(open(download.value.path(), encoding="utf-8").read())["cells"]) < 60
+    assert 1 <= len(json.loads(download.value.path().read_text(encoding="utf-8"))["cells"]) < 60
 
 
 def test_before_a_grid_is_drawn_nothing_offers_to_save_or_stop_it(page, gate):

@@ -29,7 +29,8 @@ SEEN = """() => {
     element.getBoundingClientRect().width > 0 && element.getBoundingClientRect().height > 0;
   const tab = [...document.querySelectorAll(".tabitem")].find(seen);
   const buttons = [...tab.querySelectorAll("button")].filter((button) => seen(button) && !button.disabled);
-  const pictures = [...tab.querySelectorAll("[data-testid=image], .image-container, .grid-wrap, .slider-wrap, img")].filter(seen);
+  const places = tab.querySelectorAll("[data-testid=image], .image-container, .grid-wrap, .slider-wrap, img");
+  const pictures = [...places].filter(seen);
   return { buttons: buttons.map((one) => one.id || one.getAttribute("aria-label") || one.innerText.split("\\n")[0].trim()),
     pictures: [...new Set(pictures.map((picture) => picture.closest("[id]").id))] };
 }"""

@@ -152,7 +152,8 @@ def test_a_prompt_that_is_too_long_says_where_it_stops(page, gate):
 @pytest.mark.parametrize("page", [{"width": 390, "height": 844}], indirect=True)
 def test_a_phone_does_not_scroll_sideways(page, gate):
     generate(page, gate)
-    wide = "() => [...document.querySelectorAll('*')].filter(e => e.children.length === 0 && e.getBoundingClientRect().right > 391).map(e => e.outerHTML.slice(0, 150))"
+    wide = """() => [...document.querySelectorAll('*')]
+        .filter(e => e.children.length === 0 && e.getBoundingClientRect().right > 391).map(e => e.outerHTML.slice(0, 150))"""
     assert page.evaluate("document.documentElement.scrollWidth") == 390, page.evaluate(wide)
     box = thumbnails(page).first.bounding_box()
     assert 130 <= box["width"] <= 195  # two a row
@@ -165,7 +166,7 @@ def pick(page, name):
 
 
 def test_changing_the_model_changes_the_controls_and_a_failure_keeps_the_one_before(page, gate):
-    assert "4" == page.locator("#candidates input[type=number]").input_value()
+    assert page.locator("#candidates input[type=number]").input_value() == "4"
     pick(page, "dalle-mini")
     expect(page.locator("#about-model")).to_contain_text("licence: MIT")
     expect(page.locator("#candidates input[type=number]")).to_have_value("2")

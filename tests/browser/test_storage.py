@@ -10,7 +10,7 @@ from tests.browser.steps import entries, generate, prompt, thumbnails
 
 # As Chromium does for a site whose cookies are blocked.
 FORBIDDEN = """Object.defineProperty(window, "localStorage", { get() {
-  throw new DOMException("Failed to read the 'localStorage' property from 'Window': Access is denied.", "SecurityError"); } });"""
+  throw new DOMException("Failed to read the 'localStorage' property: Access is denied.", "SecurityError"); } });"""
 NO_ROOM = (
     """Storage.prototype.setItem = () => { throw new DOMException("The quota has been exceeded.", "QuotaExceededError"); };"""
 )
