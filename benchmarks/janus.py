@@ -3,11 +3,12 @@
 Regime: a folder in transformers' layout (4.2 GB of bfloat16) is written once to `--folder` and converted by this project's own
 `load`; then each measurement runs in a process of its own, one after the other, guided (two rows a candidate), at 1 and at 4
 candidates, on all threads. "load_s" and "loaded_gib" are of `load` from the converted copy, "peak_gib" of the whole process.
-A token's time is the mean of `--tokens` tokens after a prompt of 24 ids, that of transformers of as many of its generate (in
-float32 and bfloat16; it has no int8). "limit_ms" is the larger of reading all bytes of a pass once and of computing it, at
-rates that are measured first (see benchmarks.limit). The first greedy tokens of both sides must be the same in float32 before
-anything is timed. float32 needs 16 GiB of memory, and transformers' as much. Nothing else should be running. Ends in one JSON
-line.
+A token's time is the mean of `--tokens` tokens after a prompt of 24 ids and the first token, that of transformers is of its
+generate, with as many tokens and with one (in float32 and bfloat16; it has no int8). "limit_ms" is the larger of reading all
+bytes of a pass once and of computing it, at rates that are measured first (see benchmarks.limit). The first greedy tokens of
+both sides must be the same in float32 before anything is timed. float32 needs 16 GiB of memory, and transformers' as much.
+Nothing else should be running. Ends in one JSON line, with "times_transformers" (theirs to ours) and "times_limit" (ours to the
+limit) at its end.
 """
 
 import argparse
@@ -103,27 +104,33 @@ def ours(args) -> dict:
 @torch.inference_mode()
 def theirs(args) -> dict:
     model = peer_model(getattr(torch, args.dtype))
-    model.model.vision_model.config.num_image_tokens = GREEDY if args.only_greedy else args.tokens  # how many are drawn
     ids = torch.tensor([PROMPT_IDS])
 
-    def draw(candidates: int, **settings):
+    def draw(candidates: int, count: int, **settings):
         rows = ids.repeat(candidates, 1)
+        model.model.vision_model.config.num_image_tokens = count
         return model.generate(
             rows, attention_mask=torch.ones_like(rows), generation_mode="image", guidance_scale=5.0, use_cache=True, **settings
         )
 
     if args.only_greedy:
-        return {"greedy": draw(1, do_sample=False)[0].tolist()}
+        return {"greedy": draw(1, GREEDY, do_sample=False)[0].tolist()}
+
+    def seconds(candidates: int, count: int) -> float:
+        start = time.perf_counter()
+        draw(candidates, count, do_sample=True, top_k=0)
+        return time.perf_counter() - start
+
     token_ms = {}
     for candidates in CANDIDATES:
-        start = time.perf_counter()
-        draw(candidates, do_sample=True, top_k=0)
-        token_ms[candidates] = 1000 * (time.perf_counter() - start) / args.tokens
+        seconds(candidates, 1)  # the first call makes more than later ones do
+        prompt = seconds(candidates, 1)
+        token_ms[candidates] = 1000 * (seconds(candidates, args.tokens) - prompt) / (args.tokens - 1)
     return {"token_ms": token_ms, "peak_gib": peak_gib()}
 
 
 @torch.inference_mode()
-def limits() -> dict:
+def limits(args) -> dict:
     """Milliseconds a token that this machine allows, for each dtype and number of candidates."""
     from benchmarks.limit import best_of
     from dalle_core.int8 import Int8Linear
@@ -151,12 +158,24 @@ def apart(args, side: str, *more: str) -> dict:
     return json.loads(run.stdout.strip().splitlines()[-1])
 
 
+def ratios(result: dict) -> dict:
+    """How many times as long as ours transformers takes, and ours as long as the machine allows, for a token."""
+    found = {"times_transformers": {}, "times_limit": {}}
+    for dtype in DTYPES:
+        for candidates, ours_ms in result.get(f"ours {dtype}", {}).get("token_ms", {}).items():
+            name = f"{dtype} {candidates}"
+            found["times_limit"][name] = ours_ms / result["limit_ms"][name]
+            if theirs_ms := result.get(f"transformers {dtype}", {}).get("token_ms", {}).get(candidates):
+                found["times_transformers"][name] = theirs_ms / ours_ms
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="Janus-Pro 1B's shapes against transformers' generate and the machine.")
     parser.add_argument("--folder", type=Path, default=Path("runs/janus-random"), help="where the random weights lie (4.2 GB)")
     parser.add_argument("--tokens", type=int, default=24, help="that are timed (default: %(default)s of 576)")
     parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=DTYPES)
-    parser.add_argument("--side", choices=["ours", "theirs", "write"], help=argparse.SUPPRESS)
+    parser.add_argument("--side", choices=["ours", "theirs", "limits", "write"], help=argparse.SUPPRESS)
     parser.add_argument("--dtype", choices=DTYPES, default="float32", help=argparse.SUPPRESS)
     parser.add_argument("--only-greedy", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -164,7 +183,7 @@ def main() -> None:
         write(args.folder)
         print("{}")
     elif args.side:
-        print(json.dumps({"ours": ours, "theirs": theirs}[args.side](args)))
+        print(json.dumps({"ours": ours, "theirs": theirs, "limits": limits}[args.side](args)))
     else:
         from benchmarks.embedded import cpu_name
 
@@ -173,12 +192,12 @@ def main() -> None:
         first = [apart(args, side, "--only-greedy")["greedy"] for side in ("ours", "theirs")]
         if first[0] != first[1]:
             raise SystemExit(f"The two sides draw different tokens: {first}")
-        result = {"cpu": cpu_name(), "limit_ms": limits()}
+        result = {"cpu": cpu_name(), "limit_ms": apart(args, "limits")}  # apart: a process's peak is at least its parent's
         for dtype in args.dtypes:
             result[f"ours {dtype}"] = apart(args, "ours", "--dtype", dtype)
             if dtype != "int8":
                 result[f"transformers {dtype}"] = apart(args, "theirs", "--dtype", dtype)
-        print(json.dumps(result))
+        print(json.dumps(result | ratios(result)))
 
 
 if __name__ == "__main__":

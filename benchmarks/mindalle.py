@@ -76,7 +76,7 @@ def ours(args) -> dict:
     from dalle_core.packed import pack
     from dalle_core.sampling import candidate_uniforms
 
-    prior = mindalle.convert_prior(read_torch(args.checkpoint, inside="state_dict"), args.checkpoint.with_name("config.yaml"))
+    prior = mindalle.convert_prior(read_torch(args.checkpoint, "state_dict"), args.checkpoint.with_name("config.yaml"))
     pack(prior) if args.dtype == "float32" else quantize(prior)
     engine, ids = Engine(prior), torch.tensor([TEXT_IDS])
     greedy = generate(engine, ids, ids, torch.zeros(1, 256), SamplingSettings(temperature=0.0))

@@ -21,6 +21,7 @@ __all__ = [
     "GPTPrior",
     "Generation",
     "InputError",
+    "LlamaGenPrior",
     "LlamaPrior",
     "ModelError",
     "Step",
@@ -36,6 +37,7 @@ _MODULES = {
     "priors.bart": ("BartPrior",),
     "priors.gpt": ("GPTPrior",),
     "priors.llama": ("LlamaPrior",),
+    "priors.llamagen": ("LlamaGenPrior",),
 }
 
 if TYPE_CHECKING:  # the same for editors and type checkers, which run nothing
@@ -45,6 +47,7 @@ if TYPE_CHECKING:  # the same for editors and type checkers, which run nothing
     from dalle_core.priors.bart import BartPrior
     from dalle_core.priors.gpt import GPTPrior
     from dalle_core.priors.llama import LlamaPrior
+    from dalle_core.priors.llamagen import LlamaGenPrior
 else:
 
     def __getattr__(name: str) -> object:

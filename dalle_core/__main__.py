@@ -58,6 +58,8 @@ def sample_command(args: argparse.Namespace) -> None:
         tell(f"This model does not know “{word}”" + (f"; nearest: {', '.join(nearest)}." if nearest else "."))
     if generation.dropped_prompt:
         tell(f"The prompt is longer than this model reads; it stops before: {generation.dropped_prompt[:120]}")
+    if rest := pipe.fit_for_clip(args.prompt)[1]:
+        tell(f"CLIP, which ranks, reads only the beginning of the prompt; it stops before: {rest[:120]}")
     found = zip(generation.candidates, drawn(generation, pipe.name, pipe.revision), strict=True)
     for rank, (candidate, one) in enumerate(list(found)[: args.best], 1):
         path = save_png(enlarge(candidate.image), one.to_json(), args.out)

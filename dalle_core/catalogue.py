@@ -30,7 +30,7 @@ from transformers import (
 
 from dalle_core import downloads, memory
 from dalle_core import image_tokenizer as images
-from dalle_core.checkpoints import dalle_mini, janus, min_dalle, mindalle
+from dalle_core.checkpoints import dalle_mini, janus, llamagen, min_dalle, mindalle
 from dalle_core.checkpoints.tensors import LAYERS, numbered, read_json, read_torch
 from dalle_core.decoder import narrow, quicken
 from dalle_core.describer import Describer
@@ -45,14 +45,15 @@ from dalle_core.pipeline import DallePipeline
 from dalle_core.priors.bart import BartPrior
 from dalle_core.priors.gpt import GPTPrior
 from dalle_core.priors.llama import LlamaPrior
+from dalle_core.priors.llamagen import LlamaGenPrior
 from dalle_core.text_tokenizer import encode_pair
 
 PACKAGE = Path(__file__).parent
 # In an installed package the embedded model lies inside it, in the repository beside it.
 EMBEDDED = (PACKAGE if (PACKAGE / "assets").is_dir() else PACKAGE.parent) / "assets" / "emoji"
 WEIGHTS = "diffusion_pytorch_model.safetensors"
-PRIORS = {"GPTPrior": GPTPrior, "BartPrior": BartPrior, "LlamaPrior": LlamaPrior}
-FORMATS = (janus, min_dalle, dalle_mini, mindalle)
+PRIORS = {prior.__name__: prior for prior in (GPTPrior, BartPrior, LlamaPrior, LlamaGenPrior)}
+FORMATS = (janus, llamagen, min_dalle, dalle_mini, mindalle)
 # What model_index.json says besides the components.
 SETTINGS = (
     "name",
@@ -72,6 +73,7 @@ CLIP_ON_CPU = "wkcn/TinyCLIP-ViT-40M-32-Text-19M-LAION400M"
 CLIP_ON_GPU = "openai/clip-vit-base-patch32"
 RANKERS = {"clip": (CLIPModel, CLIPConfig), "siglip": (SiglipModel, SiglipConfig)}  # by the model_type of config.json
 CLIP_FILES = ["config.json", "preprocessor_config.json", "vocab.json", "merges.txt"]
+TEXT_ENCODER_FILES = ["config.json", "tokenizer.json", "model.safetensors.index.json", "model-*.safetensors"]
 
 
 @dataclass(frozen=True)
@@ -80,18 +82,21 @@ class Model:
 
     title: str
     licence: str
-    parameters: int  # of the prior and the image tokenizer
+    parameters: int  # of the prior, with its text encoder where it has one, and the image tokenizer
     text_length: int  # tokens of the prompt that it reads, marks included
     download: int = 0  # bytes
     repo: str | None = None
     revision: str | None = None  # None: the one of the first download, which is recorded
     files: tuple[str, ...] = ()
+    text_encoder: str | None = None  # the repository of what reads the prompt, where it has one of its own
     defaults: dict = field(default_factory=dict)  # of sampling; empty: those that its folder says
     examples: tuple[str, ...] = ()
     note: str = ""  # what it is good and bad at
 
     def is_here(self) -> bool:
         """Whether it can be loaded without a network."""
+        if self.text_encoder and not downloads.is_cached(self.text_encoder, TEXT_ENCODER_FILES):
+            return False
         return self.repo is None or downloads.is_cached(self.repo, list(self.files), self.revision)
 
     def memory(self) -> dict[str, int]:
@@ -172,6 +177,34 @@ CATALOGUE = {
         examples=PUBLISHED_EXAMPLES,
         note="As Janus-Pro 1B, nearer to the prompt, with more detail; for a GPU, or much patience.",
     ),
+    "llamagen-256": Model(
+        "LlamaGen 256",
+        llamagen.LICENCE,
+        2_073_000_000,
+        120,
+        14_800_000_000,
+        "peizesun/llamagen_t2i",
+        files=("t2i_XL_stage1_256.pt", llamagen.IMAGE_TOKENIZER),
+        text_encoder="google/flan-t5-xl",
+        defaults=llamagen.DEFAULTS,
+        examples=PUBLISHED_EXAMPLES,
+        note="English descriptions, 256 x 256. Its quality is below Janus-Pro's, which follows a prompt much better; most of "
+        "its memory is what reads the prompt. On a CPU at most 16 at a time, minutes each time.",
+    ),
+    "llamagen-512": Model(
+        "LlamaGen 512",
+        llamagen.LICENCE,
+        2_073_000_000,
+        120,
+        14_800_000_000,
+        "peizesun/llamagen_t2i",
+        files=("t2i_XL_stage2_512.pt", llamagen.IMAGE_TOKENIZER),
+        text_encoder="google/flan-t5-xl",
+        defaults=llamagen.DEFAULTS,
+        examples=PUBLISHED_EXAMPLES,
+        note="As LlamaGen 256, in another style, 512 x 512; pictures are often cropped too close. Its quality is below "
+        "Janus-Pro's. On a CPU at most 4 at a time, minutes each time.",
+    ),
 }
 
 
@@ -185,7 +218,7 @@ def load(
     lora: str | None = None,
 ) -> DallePipeline:
     """A name of the CATALOGUE, a Hub id in this project's layout, or a folder: in this project's layout, or of
-    min-dalle, dalle-mini, minDALL·E or Janus, recognised by their files; fine-tunes of Janus also by their Hub id.
+    min-dalle, dalle-mini, minDALL·E, LlamaGen or Janus, recognised by their files; fine-tunes of Janus also by their Hub id.
 
     device None: CUDA, else Apple's MPS, else the CPU. dtype None: float32 on the CPU and MPS, bfloat16 on CUDA;
     int8, on a CPU: the prior's linear layers in 8 bits, the image tokenizer's decoder in bfloat16 where the CPU computes
@@ -261,6 +294,8 @@ def download(
     memory.check_model(known.title, known.parameters, dtype, device, freed)
     if known.repo:
         downloads.fetch(known.repo, list(known.files), known.revision, tell, room=known.download)  # for the converted copy
+        if known.text_encoder:
+            downloads.fetch(known.text_encoder, TEXT_ENCODER_FILES, tell=tell, room=known.download)
         if clip != "none":
             clip_folder(clip or _usual_clip(device), tell)
 
@@ -296,13 +331,13 @@ def model_folder(source: str, tell: Progress | None = None) -> Path:
     if (folder / "model_index.json").exists():
         return folder
     for format_ in FORMATS:
-        files = _files_of(format_, folder, known)
+        files = _files_of(format_, folder, known, tell)
         if files:
             return _converted(format_, files, name, known, tell)
     raise ModelError(
         f"{folder} is no model folder: it has neither model_index.json (this project's layout) nor the files of min-dalle "
-        "(encoder.pt, decoder.pt), dalle-mini (flax_model.msgpack), minDALL·E (stage2_last.ckpt) or Janus (config.json with "
-        "the model_type multi_modality or janus)."
+        "(encoder.pt, decoder.pt), dalle-mini (flax_model.msgpack), minDALL·E (stage2_last.ckpt), LlamaGen (t2i_….pt) or Janus "
+        "(config.json with the model_type multi_modality or janus)."
     )
 
 
@@ -319,10 +354,15 @@ def _from_hub(source: str, tell: Progress | None) -> Path:
     return downloads.fetch(source, patterns[1], tell=tell)
 
 
-def _files_of(format_, folder: Path, known: Model | None) -> dict[str, Path] | None:
-    if known is None or format_ is not min_dalle:
+def _files_of(format_, folder: Path, known: Model | None, tell: Progress | None) -> dict[str, Path] | None:
+    if known is None or format_ not in (llamagen, min_dalle):
         return format_.find(folder)
-    # The Hub's repository holds both models; these are the one's.
+    # The Hub's repositories hold two models each; these are the one's.
+    if format_ is llamagen:
+        if known.text_encoder is None:
+            return None
+        paths = (folder / file for file in known.files)
+        return llamagen.files_of(*paths, downloads.fetch(known.text_encoder, TEXT_ENCODER_FILES, tell=tell))
     names = ("encoder", "decoder", "detoker", "vocab", "merges", "config")
     return dict(zip(names, (folder / file for file in known.files)))
 
@@ -336,7 +376,9 @@ def _converted(format_, files: dict[str, Path], name: str, known: Model | None, 
         return target
     memory.check_disk(target, sum(size for _, size, _ in stats), f"The converted {name}")
     # Weights are mapped into memory and copied once; flax's are copied twice.
-    memory.check_conversion(name, sum(size * (2 if path.endswith(".msgpack") else 1) for path, size, _ in stats))
+    needed = sum(size * (2 if path.endswith(".msgpack") else 1) for path, size, _ in stats)
+    # Of a text encoder's files only a part is read.
+    memory.check_conversion(name, min(needed, known.memory()["float32"]) if known else needed)
     if tell is None:
         tell = partial(print, file=sys.stderr, flush=True)
     tell(f"Converting {name}, once…")
@@ -585,7 +627,12 @@ def _load_model(folder: Path, cls, file: str, dtype: torch.dtype, lora: Lora | N
             with safe_open(path, "pt") as weights:  # mapped for each anew: the pages of all would count as memory in use
                 # In memory of its own: in the file it may begin anywhere, where kernels round otherwise.
                 exact = (
-                    cls in (CLIPModel, SiglipModel) or cls is VQModel and not key.startswith(("decoder.", "post_quant_conv."))
+                    cls in (CLIPModel, SiglipModel)
+                    or cls is VQModel
+                    and not key.startswith(("decoder.", "post_quant_conv."))
+                    or dtype == torch.float16
+                    and key.startswith("text_encoder.")
+                    and key.endswith(".wo.weight")  # T5's overflow in float16; transformers keeps them so, too
                 )
                 value = weights.get_tensor(key)
                 if key in changes:  # in float32, before it is rounded to the dtype
@@ -665,6 +712,8 @@ def _check_config(cls, config: dict, path: Path, shapes: dict[str, tuple[int, ..
             prefixes = {"encoder_layers": "encoder.", "decoder_layers": "decoder."}
         elif cls is Describer:
             prefixes = {"num_layers": "tower.encoder.layers."}
+        elif cls is LlamaGenPrior:
+            prefixes["encoder_layers"] = "text_encoder.block."
         claims = {key: (config.get(key), numbered(shapes, prefix)) for key, prefix in prefixes.items()}
         layers = sum(found for _, found in claims.values())
     for key, (said, found) in claims.items():

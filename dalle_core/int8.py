@@ -16,6 +16,7 @@ from torch import nn
 
 from dalle_core.errors import ModelError
 from dalle_core.memory import give_back
+from dalle_core.packed import parents
 from dalle_core.priors.rows import FEW_ROWS
 
 LEVELS, MIDDLE = 127, 128
@@ -77,7 +78,7 @@ def _sums_are_cut(outputs: int, inputs: int) -> bool:
 def quantize(model: nn.Module) -> None:
     """Replaces every linear layer of a prior on the CPU. Raises ModelError where the kernel is missing."""
     try:
-        for module in [module for module in model.modules() if not isinstance(module, nn.Linear)]:  # which are to be freed
+        for module in parents(model):  # not the layers, which are to be freed
             for name, child in module.named_children():
                 if isinstance(child, nn.Linear):
                     setattr(module, name, Int8Linear(child))

@@ -40,11 +40,18 @@ class PackedLinear(nn.Module):
         return self
 
 
+def parents(model: nn.Module) -> list[nn.Module]:
+    """The modules whose linear layers draw: all but those of a prior's text encoder, which runs once a drawing, and is a
+    library's, whose code looks at its layers' weights."""
+    left = set(model.text_encoder.modules()) if hasattr(model, "text_encoder") else set()
+    return [module for module in model.modules() if module not in left and not isinstance(module, nn.Linear)]
+
+
 @torch.inference_mode()
 def pack(model: nn.Module) -> None:
     """Replaces the linear layers of a model on the CPU, where oneDNN can and keeps rows apart; leaves it as it is where
     not. Sets `model.row_multiple`."""
-    shapes = {module.weight.shape: module for module in model.modules() if isinstance(module, nn.Linear)}
+    shapes = {layer.weight.shape: layer for parent in parents(model) for layer in parent.children() if type(layer) is nn.Linear}
     dtype = next(iter(shapes.values())).weight.dtype
     if not torch.backends.mkldnn.is_available() or dtype not in (torch.float32, torch.bfloat16):
         return
@@ -58,7 +65,7 @@ def pack(model: nn.Module) -> None:
             raise
         return
     del shapes  # from here on each plain copy is freed when its packed one is there, and leaves its place to the next
-    for module in [module for module in model.modules() if not isinstance(module, nn.Linear)]:
+    for module in parents(model):
         for name, child in module.named_children():
             if isinstance(child, nn.Linear):
                 setattr(module, name, PackedLinear(child))

@@ -23,6 +23,7 @@ from dalle_core.int8 import is_quantized
 from dalle_core.priors.bart import BartPrior
 from dalle_core.priors.gpt import GPTPrior
 from dalle_core.priors.llama import LlamaPrior
+from dalle_core.priors.llamagen import LlamaGenPrior
 from dalle_core.request import DrawingRequest, Limits, number, token_grid
 from dalle_core.sampling import candidate_uniforms
 from dalle_core.text_normalizer import NORMALIZERS
@@ -115,7 +116,7 @@ class DallePipeline(DiffusionPipeline):
         self,
         image_tokenizer: VQModel,
         text_tokenizer: PreTrainedTokenizerFast,
-        prior: GPTPrior | BartPrior | LlamaPrior,
+        prior: GPTPrior | BartPrior | LlamaPrior | LlamaGenPrior,
         clip: clip_rerank.Ranker | None = None,
         clip_processor: CLIPImageProcessorPil | SiglipImageProcessorPil | None = None,
         clip_tokenizer: PreTrainedTokenizerFast | None = None,

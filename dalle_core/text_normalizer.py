@@ -2,6 +2,8 @@
 
 import html
 import re
+from html.parser import HTMLParser
+from urllib.parse import unquote_plus
 
 from dalle_core.errors import published
 
@@ -45,4 +47,90 @@ def dalle_mini(text: str) -> str:
     return f" {text}"
 
 
-NORMALIZERS = {"min-dalle": min_dalle, "dalle-mini": dalle_mini}
+# What LlamaGen's T5Embedder replaces, in its order: before tags are taken out, after, and after ftfy.
+SITE = r"[a-z0-9.\-]+[.](?:com|co|ru|net|org|edu|gov|it)[\w/-]*\b/?(?!@)"
+FILES = "png|jpg|jpeg|bmp|webp|eps|pdf|apk|mp4"
+ADDRESSES = (
+    ("<person>", "person"),
+    (rf"\b(?:https?:(?:/{{1,3}}|[a-z0-9%])|{SITE})", ""),
+    (rf"\b(?:www:(?:/{{1,3}}|[a-z0-9%])|{SITE})", ""),
+)
+SIGNS = (
+    (r"@[\w\d]+\b", ""),
+    ("[\u31c0-\u9fff]+", ""),  # Chinese, for the most part
+    (
+        "[\u002d\u058a\u05be\u1400\u1806\u2010-\u2015\u2e17\u2e1a\u2e3a\u2e3b\u2e40\u301c\u3030\u30a0\ufe31\ufe32\ufe58\ufe63\uff0d]+",
+        "-",
+    ),
+    ("[`´«»“”¨]", '"'),
+    ("[‘’]", "'"),
+    ("&quot;?", ""),
+    ("&amp", ""),
+    (r"\d{1,3}\.\d{1,3}\.\d{1,3}\.\d{1,3}", " "),
+    (r"\d:\d\d\s+$", ""),
+    (r"\\n", " "),
+    (r"#\d{1,3}\b", ""),
+    (r"#\d{5,}\b", ""),
+    (r"\b\d{6,}\b", ""),
+    (rf"(?<!\S)\S+\.(?:{FILES})", ""),  # no second try within a word: it takes time with its length squared
+    (r"[\"\']{2,}", '"'),
+    (r"[\.]{2,}", " "),
+    (r"[#®•©™&@·º½¾¿¡§~)(\]\[}{|\\/*]+", " "),
+    (r"\s+\.\s+", " "),
+)
+CODES = (
+    (r"\b[a-zA-Z]{1,3}\d{3,15}\b", ""),
+    (r"\b[a-zA-Z]+\d+[a-zA-Z]+\b", ""),
+    (r"\b\d+[a-zA-Z]+\d+\b", ""),
+    (r"(worldwide\s+)?(free\s+)?shipping", ""),
+    (r"(free\s)?download(\sfree)?", ""),
+    (r"\bclick\b\s(?:for|on)\s\w+", ""),
+    (rf"\b(?:{FILES})(\simage[s]?)?", ""),
+    (r"\bpage\s+\d+\b", ""),
+    (r"\b\d*[a-zA-Z]+\d+[a-zA-Z]+\d+[a-zA-Z\d]*\b", " "),
+    (r"\b\d+\.?\d*[xх×]\d+\.?\d*\b", ""),
+    (r"\b\s+\:\s+", ": "),
+    (r"(\D[,\./])\b", r"\1 "),
+    (r"\s+", " "),
+    (r"^[\"\']([\w\W]+)[\"\']$", r"\1"),
+    (r"^[\'\_,\-\:;]", ""),
+    (r"[\'\_,\-\:\-\+]$", ""),
+    (r"^\.\S+$", ""),
+)
+
+
+class _Text(HTMLParser):
+    """The text between tags."""
+
+    def __init__(self):
+        super().__init__()
+        self.parts = []
+
+    def handle_data(self, data):
+        self.parts.append(data)
+
+    def of(self, text: str) -> str:
+        self.feed(text)
+        self.close()
+        return "".join(self.parts)
+
+
+def _replaced(text: str, replacements: tuple[tuple[str, str], ...]) -> str:
+    for pattern, new in replacements:
+        text = re.sub(pattern, new, text)
+    return text
+
+
+def llamagen(text: str) -> str:
+    """LlamaGen's, which is DeepFloyd IF's: lower case without addresses, tags, codes and Chinese. It does all of it twice."""
+    for _ in range(2):
+        text = _replaced(unquote_plus(text).strip().lower(), ADDRESSES)
+        text = _replaced(_Text().of(text), SIGNS)
+        if len(re.findall("[-_]", text)) > 3:  # this-is-my-cute-cat
+            text = re.sub("[-_]", " ", text)
+        text = html.unescape(html.unescape(ftfy.fix_text(text))).strip()
+        text = _replaced(text, CODES).strip()
+    return text
+
+
+NORMALIZERS = {"min-dalle": min_dalle, "dalle-mini": dalle_mini, "llamagen": llamagen}

@@ -67,7 +67,7 @@ def encode_pair(
     """The ids of a prompt and of what guidance leads away from, the null prompt ("") or a negative one: both [1, T].
 
     Without a template T is `length`, as of `encode_prompts`. With one the prompt stands in the place of "{prompt}", nothing
-    is padded, and the null row has as many ids: all but its first and its last are [PAD], which are seen like any other
+    is padded, and the null row has as many ids: all but the marks at its ends are [PAD], which are seen like any other
     (deepseek-ai/Janus, generation_inference.py). A negative prompt is made as long by [PAD] behind its words, or by leaving
     out the last of them.
     """
@@ -81,7 +81,7 @@ def encode_pair(
         other = _in_template(tokenizer, negative, normalizer, template)[1]
         null = [*before, *(other + [pad] * len(words))[: len(words)], *after]
     else:
-        null = [before[0], *[pad] * (len(before) + len(words) + len(after) - 2), after[-1]]
+        null = [*before[:1], *[pad] * len([*before[1:], *words, *after[:-1]]), after[-1]]
     return torch.tensor([[*before, *words, *after]]), torch.tensor([null])
 
 
@@ -105,7 +105,7 @@ def _in_template(tokenizer, prompt: str, normalizer: str | None, template: str) 
     # Always the same setting: it stays in the tokenizer, which threads share.
     plain = tokenizer(pieces, split_special_tokens=True, add_special_tokens=False)["input_ids"]
     ids = [[marks[piece]] if piece in marks else found for piece, found in zip(pieces, plain)]
-    own = {*tokenizer.all_special_ids, *(marks[piece] for piece in pieces if piece in marks)}
+    own = {*tokenizer.all_special_ids, *(marks[piece] for piece in pieces if piece in marks)} - {tokenizer.unk_token_id}
     before, after = (list(chain.from_iterable(part)) for part in (ids[:place], ids[place + 1 :]))
     return before, [id for id in ids[place] if id not in own], after
 

@@ -184,3 +184,68 @@ def mindalle_logits(state: dict, heads: int, texts: torch.Tensor, images: torch.
         x = x + linear(f"blocks.{i}.mlp.2", h * 0.5 * (1 + torch.erf(h / 2**0.5)))
         i += 1
     return norm("ln_f", x)[:, texts.shape[1] - 1 :] @ w["head_img.weight"].T
+
+
+# ---------------------------------------------------------------- LlamaGen's text-to-image GPT
+
+
+def llamagen_state(width=128, layers=2, ffn=96, images=64, caption=24, encoder_size=32, seed=0) -> dict:
+    generator, state = torch.Generator().manual_seed(seed), {}
+
+    def add(name, *shape, one=0.0):
+        state[name] = one + noise(*shape, generator=generator)
+
+    add("cls_embedding.uncond_embedding", caption, encoder_size)
+    add("cls_embedding.cap_proj.fc1.weight", width, encoder_size), add("cls_embedding.cap_proj.fc2.weight", width, width)
+    add("tok_embeddings.weight", images, width), add("output.weight", images, width), add("norm.weight", width, one=1.0)
+    for i in range(layers):
+        add(f"layers.{i}.attention.wqkv.weight", 3 * width, width), add(f"layers.{i}.attention.wo.weight", width, width)
+        for part in ("w1", "w3"):
+            add(f"layers.{i}.feed_forward.{part}.weight", ffn, width)
+        add(f"layers.{i}.feed_forward.w2.weight", width, ffn)
+        add(f"layers.{i}.attention_norm.weight", width, one=1.0), add(f"layers.{i}.ffn_norm.weight", width, one=1.0)
+    state["tok_embeddings.weight"] *= 8  # as large as the caption
+    state["output.weight"] *= 4  # far from uniform
+    return state
+
+
+def llamagen_logits(state: dict, grid: int, features: torch.Tensor, given: int, images: torch.Tensor) -> torch.Tensor:
+    """features [N, E]: of a caption whose last `given` positions are seen; images [n] -> logits [n + 1, V].
+
+    Positions are complex numbers, which neighbouring pairs of queries and keys are multiplied with: those of the grid turn
+    them, those of the caption are zero (https://github.com/FoundationVision/LlamaGen, autoregressive/models/gpt.py).
+    """
+    w = {key: value.double() for key, value in state.items()}
+    n, size = len(features), 64
+
+    def norm(name, x):
+        return x / (x.square().mean(-1, keepdim=True) + 1e-5).sqrt() * w[f"{name}.weight"]
+
+    caption = features.double() @ w["cls_embedding.cap_proj.fc1.weight"].T
+    caption = 0.5 * caption * (1 + torch.tanh((2 / torch.pi) ** 0.5 * (caption + 0.044715 * caption**3)))
+    x = torch.cat([caption @ w["cls_embedding.cap_proj.fc2.weight"].T, w["tok_embeddings.weight"][images]])
+    turns = torch.zeros(len(x), size // 2, dtype=torch.complex128)
+    slower = 10_000 ** (-torch.arange(size // 4, dtype=torch.float64) / (size // 4))
+    for place in range(len(images)):
+        angles = torch.cat([place // grid * slower, place % grid * slower])
+        turns[n + place] = torch.polar(torch.ones_like(angles), angles)
+    seen = torch.ones(len(x), len(x)).tril().bool()
+    seen[:, : n - given] = False
+    seen |= torch.eye(len(x)).bool()
+
+    def turned(part):
+        pairs = torch.view_as_complex(part.unflatten(-1, (-1, 2)).contiguous())  # [T, H, D / 2]
+        return torch.view_as_real(pairs * turns[:, None]).flatten(2)
+
+    i = 0
+    while f"layers.{i}.ffn_norm.weight" in w:
+        h = norm(f"layers.{i}.attention_norm", x) @ w[f"layers.{i}.attention.wqkv.weight"].T
+        q, k, v = (part.unflatten(-1, (-1, size)) for part in h.chunk(3, dim=-1))
+        q, k, v = (part.transpose(0, 1) for part in (turned(q), turned(k), v))  # [H, T, D]
+        scores = (q @ k.mT / size**0.5).masked_fill(~seen, -torch.inf)
+        x = x + (scores.softmax(-1) @ v).transpose(0, 1).flatten(1) @ w[f"layers.{i}.attention.wo.weight"].T
+        h = norm(f"layers.{i}.ffn_norm", x)
+        gate, value = (h @ w[f"layers.{i}.feed_forward.{part}.weight"].T for part in ("w1", "w3"))
+        x = x + (gate * torch.sigmoid(gate) * value) @ w[f"layers.{i}.feed_forward.w2.weight"].T
+        i += 1
+    return norm("norm", x)[n - 1 :] @ w["output.weight"].T

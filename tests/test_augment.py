@@ -381,7 +381,9 @@ def test_sample_command(saved, tiny_pipeline, tmp_path, capsys):
     arguments = ["sample", "a red fox", "--model", str(saved), "--candidates", "3", "--seed", "7"]
     arguments += ["--out", str(tmp_path / "out")]
     main(arguments)
-    said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("#")]
+    lines = capsys.readouterr().out.splitlines()
+    said = [line for line in lines if line.startswith("#")]
+    assert not any("reads" in line for line in lines)  # nothing of the prompt is left out
     expected = tiny_pipeline("a red fox", num_candidates=3, seed=7)
     assert len(said) == 3
     for line, candidate in zip(said, expected.candidates, strict=True):

@@ -66,7 +66,7 @@ def test_imports_point_one_way():
         "engine": {"memory", "sampling"},
         "memory": {"errors"},
         "prompts": {"errors", "request"},
-        "int8": {"errors", "memory", "priors"},
+        "int8": {"errors", "memory", "packed", "priors"},
         "packed": {"errors", "memory", "priors"},
         "pipeline": {
             "describer",

@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerFast, SiglipConfig, SiglipImageProce
 
 import dalle_core
 from dalle_core import ModelError, rerank
+from dalle_core.__main__ import main
 
 
 @pytest.fixture(scope="module")
@@ -62,6 +63,14 @@ def test_what_it_does_not_read_is_known(siglip, saved):
     pipe.prior.register_to_config(text_length=100)
     used, dropped = pipe.fit_for_clip("fox " * 24)
     assert 60 <= len(used) <= 63 and (used + " " + dropped).split() == ["fox"] * 24
+
+
+def test_the_sample_command_says_what_was_not_read(siglip, saved, tmp_path, capsys):
+    """The model reads seven words, whatever their length, the ranker 63 letters."""
+    arguments = ["--model", str(saved), "--clip", str(siglip), "--candidates", "1", "--out", str(tmp_path)]
+    main(["sample", "background " * 6 + "fox", *arguments])
+    said = capsys.readouterr().out
+    assert "CLIP, which ranks, reads only the beginning of the prompt; it stops before: background fox\n" in said
 
 
 def test_what_cannot_rank_is_named(siglip, saved, tmp_path):

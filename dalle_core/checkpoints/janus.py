@@ -8,17 +8,14 @@ first are brought to those of the second, so that one reader serves both.
 
 import logging
 import math
-import re
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
-from diffusers import VQModel
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
-from dalle_core.checkpoints import vqgan
-from dalle_core.checkpoints.tensors import Tensors, need, read_json, read_safetensors, read_torch
+from dalle_core.checkpoints import vq16
+from dalle_core.checkpoints.tensors import Tensors, read_files, read_json, weight_files
 from dalle_core.describer import Describer
 from dalle_core.errors import ModelError
 from dalle_core.priors.llama import LlamaPrior
@@ -58,23 +55,7 @@ def find(folder: Path) -> dict[str, Path] | None:
     if not config.is_file() or read_json(config).get("model_type") not in ("multi_modality", "janus"):
         return None
     files = {"config": config, "tokenizer": folder / "tokenizer.json", "marks": folder / "special_tokens_map.json"}
-    return files | {f"weights {i}": path for i, path in enumerate(_weights(folder))}
-
-
-def _weights(folder: Path) -> list[Path]:
-    """One file, or the shards that an index names."""
-    for name in ("model.safetensors", "pytorch_model.bin"):
-        index = folder / f"{name}.index.json"
-        if (folder / name).is_file():
-            return [folder / name]
-        if index.is_file():
-            shards = read_json(index).get("weight_map")
-            suffix = Path(name).suffix
-            names = sorted(set(map(str, shards.values()))) if isinstance(shards, dict) else []
-            if not names or any(Path(shard).name != shard or Path(shard).suffix != suffix for shard in names):
-                raise ModelError(f"{index}: weight_map must name {suffix} files beside it. Download it again.")
-            return [need(folder / shard) for shard in names]
-    raise ModelError(f"{folder} has no weights: neither model.safetensors nor pytorch_model.bin, nor an index of either.")
+    return files | {f"weights {i}": path for i, path in enumerate(weight_files(folder))}
 
 
 def convert(files: dict[str, Path]) -> dict:
@@ -91,7 +72,7 @@ def convert(files: dict[str, Path]) -> dict:
     describer = convert_describer(main, prior, config, files["config"], question)
     main.finish()
     return {
-        "image_tokenizer": convert_image_tokenizer(vq),
+        "image_tokenizer": vq16.convert(vq),
         "text_tokenizer": tokenizer,
         "prior": prior,
         "describer": describer,
@@ -105,29 +86,18 @@ def convert(files: dict[str, Path]) -> dict:
 
 
 def read_weights(paths: list[Path], original: bool) -> tuple[Tensors, Tensors]:
-    """(language model and picture reader in transformers' names without "model.", VQ-16 in taming's names)."""
-    tensors, said, taken = {}, {}, {}
-    for path in paths:
-        file = read_safetensors(path) if path.suffix == ".safetensors" else read_torch(path)
-        for key, value in file.tensors.items():
-            if key in taken:
-                raise ModelError(f"{path}: the key {key} is in {taken[key].name}, too. Download both again.")
-            taken[key] = path
-            for name, part in _originals(key, value) if original else [(key.removeprefix("model."), value)]:
-                tensors[name], said[name] = part, f"{path}: {key}"
-    levels = 1 + max((int(found[1]) for name in tensors if (found := _DECODER_LEVEL.match(name))), default=-1)
-    main, vq = {}, {}
-    for name, value in tensors.items():
-        if name.startswith("vqmodel."):
-            renamed = _taming_name(name.removeprefix("vqmodel."), levels)
-            vq[renamed] = value
-            said[renamed] = said[name]
-        else:
-            main[name] = value
-    return Tensors(paths[0], main, said), Tensors(paths[0], vq, said)
+    """(language model and picture reader in transformers' names without "model.", VQ-16 without "vqmodel.")."""
+    file = read_files(paths)
+    main, vq, said = {}, {}, {}
+    for key, value in file.tensors.items():
+        for name, part in _originals(key, value) if original else [(key.removeprefix("model."), value)]:
+            said[name] = file.name(key)
+            (vq if name.startswith("vqmodel.") else main)[name] = part
+    short = {name: name.removeprefix("vqmodel.") for name in vq}
+    codes = Tensors(paths[0], {short[name]: part for name, part in vq.items()}, {short[name]: said[name] for name in vq})
+    return Tensors(paths[0], main, said), codes
 
 
-_DECODER_LEVEL = re.compile(r"vqmodel\.decoder\.(?:up|conv_blocks)\.(\d{1,3})\.")
 # In DeepSeek's names -> in transformers', by their beginnings.
 BEGINNINGS = {
     "language_model.model.": "language_model.",
@@ -167,15 +137,6 @@ def _originals(key: str, value: torch.Tensor) -> list[tuple[str, torch.Tensor]]:
             names = [name.replace(".attn.qkv.", f".self_attn.{part}_proj.") for part in "qkv"]
             return list(zip(names, value.chunk(3), strict=True))
     return [(name, value)]
-
-
-def _taming_name(name: str, levels: int) -> str:
-    """A key of VQ-16 in either layout -> taming's. DeepSeek counts the decoder's levels in running order, and transformers
-    as well; taming from full resolution."""
-    name = re.sub(r"\.mid\.([012])\.", lambda found: f".mid.{('block_1', 'attn_1', 'block_2')[int(found[1])]}.", name)
-    name = re.sub(r"^encoder\.conv_blocks\.", "encoder.down.", name)
-    name = re.sub(r"^decoder\.(?:up|conv_blocks)\.(\d{1,3})\.", lambda found: f"decoder.up.{levels - 1 - int(found[1])}.", name)
-    return re.sub(r"\.(?:down|up)\.\d{1,3}\.res\.", lambda found: found[0].replace(".res.", ".block."), name)
 
 
 # ---------------------------------------------------------------- components
@@ -271,14 +232,6 @@ def _prior_state(file: Tensors, config, keys: int) -> dict[str, torch.Tensor]:
         state[f"{ours}.mlp.gate_and_value.weight"] = torch.cat(parts)
         state[f"{ours}.mlp.out.weight"] = file.take(f"{theirs}.mlp.down_proj.weight", width, ffn)
     return state
-
-
-def convert_image_tokenizer(file: Tensors) -> VQModel:
-    """VQ-16 as a VQModel: its codes are compared, and decoded, as unit vectors, so they are stored as such."""
-    model = vqgan.convert(file, pixels_from_zero=False)
-    codes = model.quantize.embedding.weight
-    codes.data = F.normalize(codes.data, dim=-1)
-    return model
 
 
 def convert_describer(file: Tensors, prior: LlamaPrior, config: dict, path: Path, question: str) -> Describer:

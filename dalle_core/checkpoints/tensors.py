@@ -74,8 +74,9 @@ def numbered(keys, prefix: str) -> int:
     return sum(number.isdecimal() for number in numbers)
 
 
-def read_torch(path: Path, inside: str | None = None) -> Tensors:
-    """A file that `torch.save` wrote: a flat dict of tensors, or the one under the key `inside`. Runs no code from it."""
+def read_torch(path: Path, *inside: str) -> Tensors:
+    """A file that `torch.save` wrote: a flat dict of tensors, or the one under the first of the keys `inside` that it has.
+    Runs no code from it."""
     need(path)
     try:
         if zipfile.is_zipfile(path):  # PyTorch does not check the sums that the file holds
@@ -92,17 +93,18 @@ def read_torch(path: Path, inside: str | None = None) -> Tensors:
     except Exception as error:  # from pickle, zip and torch: dozens of kinds
         reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
         text = f"{path} cannot be read as weights ({reason}). It is damaged, or holds more than weights."
-        if inside is not None and isinstance(error, pickle.UnpicklingError):  # a whole training state, perhaps
+        if inside and isinstance(error, pickle.UnpicklingError):  # a whole training state, perhaps
             text += (
                 " If you trust where it comes from, keep its weights alone, once; this runs what is in it: python -c 'import "
-                f'torch; f = "{path}"; w = torch.load(f, "cpu", weights_only=False)["{inside}"]; '
-                f"""torch.save({{"{inside}": w}}, f)'"""
+                f'torch; f = "{path}"; w = torch.load(f, "cpu", weights_only=False)["{inside[0]}"]; '
+                f"""torch.save({{"{inside[0]}": w}}, f)'"""
             )
         raise ModelError(text) from None
-    if inside is not None:
-        if not isinstance(content, dict) or inside not in content:
-            raise ModelError(f"{path}: the key {inside} is missing. It is another kind of file.")
-        content = content[inside]
+    if inside:
+        key = next((key for key in inside if isinstance(content, dict) and key in content), None)
+        if key is None:
+            raise ModelError(f"{path}: the key {inside[0]} is missing. It is another kind of file.")
+        content = content[key]
     if not isinstance(content, dict) or not all(isinstance(value, torch.Tensor) for value in content.values()):
         raise ModelError(f"{path} does not hold a dict of tensors.")
     # A tensor may claim any shape with strides of 0: nothing may be larger than the file.
@@ -118,6 +120,35 @@ def read_safetensors(path: Path) -> Tensors:
             return Tensors(path, {key: weights.get_tensor(key) for key in weights.keys()})
     except (SafetensorError, OSError) as error:
         raise ModelError(f"{path} cannot be read ({error}). It is damaged or incomplete: download it again.") from None
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The weights of a folder in transformers' layout: one file, or the shards that an index names. Raises ModelError when
+    there are none, or not all of them."""
+    for name in ("model.safetensors", "pytorch_model.bin"):
+        index = folder / f"{name}.index.json"
+        if (folder / name).is_file():
+            return [folder / name]
+        if index.is_file():
+            shards = read_json(index).get("weight_map")
+            suffix = Path(name).suffix
+            names = sorted(set(map(str, shards.values()))) if isinstance(shards, dict) else []
+            if not names or any(Path(shard).name != shard or Path(shard).suffix != suffix for shard in names):
+                raise ModelError(f"{index}: weight_map must name {suffix} files beside it. Download it again.")
+            return [need(folder / shard) for shard in names]
+    raise ModelError(f"{folder} has no weights: neither model.safetensors nor pytorch_model.bin, nor an index of either.")
+
+
+def read_files(paths: list[Path]) -> Tensors:
+    """The tensors of one file, or of several together."""
+    tensors, said, taken = {}, {}, {}
+    for path in paths:
+        file = read_safetensors(path) if path.suffix == ".safetensors" else read_torch(path)
+        for key, value in file.tensors.items():
+            if key in taken:
+                raise ModelError(f"{path}: the key {key} is in {taken[key].name}, too. Download both again.")
+            tensors[key], said[key], taken[key] = value, f"{path}: {key}", path
+    return Tensors(paths[0], tensors, said)
 
 
 def need(path: Path) -> Path:

@@ -2,10 +2,11 @@
 
 A decoder-only transformer in Llama's form (Touvron et al. 2023, arXiv 2302.13971): RMSNorm before every part, rotary
 positions (Su et al. 2021, arXiv 2104.09864), a gated feed-forward part (SwiGLU, Shazeer 2020), no bias; several heads of
-queries may share one of keys and values (Ainslie et al. 2023, arXiv 2305.13245). Text and image tokens have tables of
-their own; an image token's row is short, and two linear layers bring it to the model's width, as in Janus (Chen et al.
-2025, arXiv 2501.17811). Positions run on from the text into the image, so a prompt has any length up to `text_length`,
-without padding. The hidden state of the last text position predicts image token 0.
+queries may share one of keys and values (Ainslie et al. 2023, arXiv 2305.13245). A prompt has any length up to
+`text_length`, without padding. The hidden state of the last text position predicts image token 0.
+
+Of LlamaPrior, which is Janus' (Chen et al. 2025, arXiv 2501.17811), text and image tokens have tables of their own; an image
+token's row is short, and two linear layers bring it to the model's width. Positions run on from the text into the image.
 """
 
 from copy import copy
@@ -25,9 +26,9 @@ Rotation = tuple[torch.Tensor, torch.Tensor]  # cosines and sines [B or 1, T, 1,
 class LlamaCache:
     """Keys and values of every layer for `rows` sequences of up to `length` positions, allocated once. The caller owns it."""
 
-    def __init__(self, prior: "LlamaPrior", rows: int, length: int, text_length: int):
-        config, weight = prior.config, prior.text_embedding.weight
-        shape = (config.num_layers, rows, config.num_kv_heads, length, config.hidden_size // config.num_heads)
+    def __init__(self, prior: "LlamaForm", rows: int, length: int, text_length: int):
+        attn, weight = prior.blocks[0].attn, prior.image_embedding.weight
+        shape = (prior.config.num_layers, rows, attn.heads[1], length, attn.head_size)
         self.k = torch.empty(shape, device=weight.device, dtype=weight.dtype)  # [L, B, H, T, D]
         self.v = torch.empty_like(self.k)
         self.text_length = text_length  # positions before image token 0
@@ -101,15 +102,72 @@ class Block(nn.Module):
         return x + self.mlp(self.norm2(x))
 
 
-class LlamaPrior(ModelMixin, ConfigMixin):
+class LlamaForm(ModelMixin, ConfigMixin):
+    """What priors in this form have in common. Each has its own `embed_text`, `embed_image`, `rotation` and `head`."""
+
+    row_multiple = ROW_MULTIPLE  # rows of a decoding pass come in multiples of it
+    _repeated_blocks = ["Block"]  # what diffusers' compile_repeated_blocks compiles
+
+    def forward(self, text_ids: torch.Tensor, image_ids: torch.Tensor, targets: torch.Tensor | None = None) -> torch.Tensor:
+        """text_ids [B, T], image_ids [B, n] -> logits [B, n + 1, V] of the image tokens 0 ... n; with `targets` [B, n + 1],
+        the tokens themselves, their mean cross-entropy in nats."""
+        x = torch.cat([self.embed_text(text_ids), self.embed_image(image_ids)], dim=1)
+        x = self.hidden(x, text_length=text_ids.shape[1])[:, text_ids.shape[1] - 1 :]
+        if targets is None:
+            return self.head(x)
+        *layers, last = self.head if isinstance(self.head, nn.Sequential) else [self.head]
+        for layer in layers:
+            x = layer(x)
+        return head_loss(x, last, targets)
+
+    def prefill(
+        self, text_ids: torch.Tensor, copies: int = 1, image_ids: torch.Tensor | None = None
+    ) -> tuple[LlamaCache, torch.Tensor]:
+        """Reads P prompts [P, T], each once, for `copies` candidates each; image_ids [n]: the image tokens that all of
+        them begin with.
+
+        Returns the cache for P * copies rows, the copies of a prompt side by side, and each row's logits
+        [P * copies, V] of image token n.
+        """
+        text_length = text_ids.shape[1]
+        cache = LlamaCache(self, len(text_ids), text_length + self.config.image_length, text_length)
+        x = self.embed_text(text_ids)
+        if image_ids is not None:
+            x = torch.cat([x, self.embed_image(image_ids).expand(len(x), -1, -1)], dim=1)
+        last = self.hidden(x, [(cache, 0)])[:, -1]
+        return cache.repeat(copies, x.shape[1]), self.head(last).repeat_interleave(copies, dim=0)
+
+    def decode(self, steps: list[tuple[torch.Tensor, LlamaCache, int]]) -> list[torch.Tensor]:
+        """For each (image_ids [B], cache, position), each row's image token `position`: logits [B, V] of the next one.
+
+        Several steps, of requests that know nothing of each other, go through the weights together.
+        """
+        caches = [(cache, cache.text_length + position) for _, cache, position in steps]
+        counts = [len(ids) for ids, _, _ in steps]
+        ids = pad_rows(torch.cat([ids[:, None] for ids, _, _ in steps]), self.row_multiple)
+        logits = self.head(self.hidden(self.embed_image(ids), caches)[:, 0])
+        return list(logits[: sum(counts)].split(counts))
+
+    def hidden(self, x: torch.Tensor, caches: list[tuple[LlamaCache, int]] | None = None, text_length: int = 0) -> torch.Tensor:
+        """Embedded tokens [B, T, hidden] -> what the last layer makes of each, normalised, of the same shape. caches: as
+        in `cached_attention`, for groups of rows that stand one after the other; each begins at its own position, and knows
+        its text's length. Without them: text_length, the positions of x before image token 0."""
+        begins = [(start, cache.text_length) for cache, start in caches or () for _ in range(cache.k.shape[1])]
+        begins = pad_rows(torch.tensor(begins), len(x)) if begins else torch.tensor([(0, text_length)])
+        starts, texts = begins.to(x.device)[:, :, None].unbind(1)  # each [B or 1, 1]
+        rotation = self.rotation(starts + torch.arange(x.shape[1], device=x.device), texts, x.dtype)
+        for layer, block in enumerate(self.blocks):
+            groups = Groups([(cache.k[layer], cache.v[layer], start) for cache, start in caches]) if caches else None
+            x = block(x, rotation, groups)
+        return self.norm(x)
+
+
+class LlamaPrior(LlamaForm):
     """Logits of image tokens given text and the image tokens before them.
 
     text_length is the most that a prompt may have; all prompts of one call have the same length. code_size: numbers in an
     image token's row of `image_embedding`.
     """
-
-    row_multiple = ROW_MULTIPLE  # rows of a decoding pass come in multiples of it
-    _repeated_blocks = ["Block"]  # what diffusers' compile_repeated_blocks compiles
 
     @register_to_config
     def __init__(
@@ -135,59 +193,17 @@ class LlamaPrior(ModelMixin, ConfigMixin):
         self.norm = RMSNorm(hidden_size, norm_eps)
         self.head = nn.Sequential(nn.Linear(hidden_size, hidden_size), nn.GELU(), nn.Linear(hidden_size, image_vocab_size))
 
-    def forward(self, text_ids: torch.Tensor, image_ids: torch.Tensor, targets: torch.Tensor | None = None) -> torch.Tensor:
-        """text_ids [B, T], image_ids [B, n] -> logits [B, n + 1, V] of the image tokens 0 ... n; with `targets` [B, n + 1],
-        the tokens themselves, their mean cross-entropy in nats."""
-        x = torch.cat([self.text_embedding(text_ids), self.embed_image(image_ids)], dim=1)
-        x = self.hidden(x)[:, text_ids.shape[1] - 1 :]
-        return self.head(x) if targets is None else head_loss(self.head[:-1](x), self.head[-1], targets)
-
-    def prefill(
-        self, text_ids: torch.Tensor, copies: int = 1, image_ids: torch.Tensor | None = None
-    ) -> tuple[LlamaCache, torch.Tensor]:
-        """Reads P prompts [P, T], each once, for `copies` candidates each; image_ids [n]: the image tokens that all of
-        them begin with.
-
-        Returns the cache for P * copies rows, the copies of a prompt side by side, and each row's logits
-        [P * copies, V] of image token n.
-        """
-        text_length = text_ids.shape[1]
-        cache = LlamaCache(self, len(text_ids), text_length + self.config.image_length, text_length)
-        x = self.text_embedding(text_ids)
-        if image_ids is not None:
-            x = torch.cat([x, self.embed_image(image_ids).expand(len(x), -1, -1)], dim=1)
-        last = self.hidden(x, [(cache, 0)])[:, -1]
-        return cache.repeat(copies, x.shape[1]), self.head(last).repeat_interleave(copies, dim=0)
-
-    def decode(self, steps: list[tuple[torch.Tensor, LlamaCache, int]]) -> list[torch.Tensor]:
-        """For each (image_ids [B], cache, position), each row's image token `position`: logits [B, V] of the next one.
-
-        Several steps, of requests that know nothing of each other, go through the weights together.
-        """
-        caches = [(cache, cache.text_length + position) for _, cache, position in steps]
-        counts = [len(ids) for ids, _, _ in steps]
-        ids = pad_rows(torch.cat([ids[:, None] for ids, _, _ in steps]), self.row_multiple)
-        logits = self.head(self.hidden(self.embed_image(ids), caches)[:, 0])
-        return list(logits[: sum(counts)].split(counts))
+    def embed_text(self, text_ids: torch.Tensor) -> torch.Tensor:
+        """[B, T] -> [B, T, hidden]."""
+        return self.text_embedding(text_ids)
 
     def embed_image(self, image_ids: torch.Tensor) -> torch.Tensor:
         """[..., n] -> [..., n, hidden]."""
         return self.image_aligner(self.image_embedding(image_ids))
 
-    def hidden(self, x: torch.Tensor, caches: list[tuple[LlamaCache, int]] | None = None) -> torch.Tensor:
-        """Embedded tokens [B, T, hidden] -> what the last layer makes of each, normalised, of the same shape. caches: as
-        in `cached_attention`, for groups of rows that stand one after the other; each begins at its own position."""
-        starts = torch.cat([torch.full((cache.k.shape[1],), start) for cache, start in caches]) if caches else torch.zeros(1)
-        rotation = self._rotation(pad_rows(starts, len(x)), x)
-        for layer, block in enumerate(self.blocks):
-            groups = Groups([(cache.k[layer], cache.v[layer], start) for cache, start in caches]) if caches else None
-            x = block(x, rotation, groups)
-        return self.norm(x)
-
-    def _rotation(self, starts: torch.Tensor, x: torch.Tensor) -> Rotation:
-        """Of the positions from each row's start on: angles of position times theta^(-2i/D), in float32."""
+    def rotation(self, positions: torch.Tensor, text_length: torch.Tensor, dtype: torch.dtype) -> Rotation:
+        """Of positions [B or 1, T], counted from the text's first: angles of position times theta^(-2i/D), in float32."""
         size = self.config.hidden_size // self.config.num_heads
-        exponents = torch.arange(0, size, 2, device=x.device, dtype=torch.float32) / size
-        positions = starts.to(x.device, torch.float32)[:, None] + torch.arange(x.shape[1], device=x.device)
-        angles = (positions[..., None] / self.config.rope_theta**exponents).repeat(1, 1, 2)[:, :, None]  # [B, T, 1, D]
-        return angles.cos().to(x.dtype), angles.sin().to(x.dtype)
+        exponents = torch.arange(0, size, 2, device=positions.device, dtype=torch.float32) / size
+        angles = (positions[..., None].float() / self.config.rope_theta**exponents).repeat(1, 1, 2)[:, :, None]  # [B, T, 1, D]
+        return angles.cos().to(dtype), angles.sin().to(dtype)

@@ -173,6 +173,10 @@ def open_pipeline(args: argparse.Namespace, loop: Loop) -> DallePipeline:
         prior = new_prior(args, tokenizer, model, (size // image_tokenizer.downsampling(model)) ** 2)
         clip = open_clip(args.clip) if args.clip not in (None, "none") else {}
         pipe = DallePipeline(model, tokenizer, prior, **clip, name=args.out.resolve().name)
+    if pipe.config.prompt_template:  # their prompts have no padding, and their null prompt is not the empty one
+        raise InputError(
+            f"{args.init} cannot be trained here: of published models the DALL·E ones can, Janus and LlamaGen not."
+        )
     if not image_tokenizer.has_encoder(pipe.image_tokenizer):
         raise InputError(
             f"{args.init} came without its image tokenizer's encoder, so it cannot read pictures. Of DALL·E mini and mega take "
