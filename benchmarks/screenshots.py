@@ -137,7 +137,7 @@ def other_tabs(page) -> None:
     page.wait_for_timeout(1000)
     page.screenshot(path=OUT / "compare.png", full_page=True)
 
-    page.get_by_role("tab", name="Augment").click()
+    page.get_by_role("tab", name="Make a data set").click()
     page.locator("#augment-prompts textarea").fill("a fox\na smiling face on a yellow background\ntwo apples in flat style")
     page.locator("#augment").click()
     page.locator("#augment-download").wait_for(timeout=60_000)

@@ -23,7 +23,7 @@ from dalle_core.errors import InputError, ModelError
 if TYPE_CHECKING:
     from dalle_core.pipeline import DallePipeline
 
-NAMES = "emoji, dalle-mini, dalle-mega, janus-pro-1b, janus-pro-7b"  # the catalogue's, which a test compares
+NAMES = "emoji, dalle-mini, dalle-mega, janus-pro-1b, janus-pro-7b, llamagen-256, llamagen-512"  # the catalogue's, which a test compares
 
 
 def tell(line: str) -> None:
@@ -40,29 +40,45 @@ def convert_command(args: argparse.Namespace) -> None:
 
 
 def sample_command(args: argparse.Namespace) -> None:
-    from dalle_core.pictures import enlarge, save_png
-    from dalle_core.recipe import drawn
+    from dalle_core.prompts import read_prompts
 
     if args.best is not None and args.best < 1:
         raise InputError(f"--best {args.best}: save at least one picture.")
+    prompts = [*args.prompt, *(row.prompt for row in (read_prompts(args.prompts, 1) if args.prompts else ()))]
+    if not prompts:
+        raise InputError("There is no prompt: write one or more, or name a file with --prompts.")
     pipe = open_model(args)
     args.out.mkdir(parents=True, exist_ok=True)
-    steps = pipe.stream(args.prompt, num_candidates=args.candidates, seed=args.seed, **sampling(args))
+    asked = {"num_candidates": args.candidates, "seed": args.seed, **sampling(args)}
+    for prompt in prompts:  # what is known to fail, before the first is drawn
+        pipe.stream(prompt, **asked).close()
+    for prompt in prompts:
+        if len(prompts) > 1:
+            tell(f"“{prompt[:120]}”")
+        sample(pipe, prompt, asked, args.best, args.out)
+
+
+def sample(pipe: DallePipeline, prompt: str, asked: dict, best: int | None, out: Path) -> None:
+    """Draws one prompt and saves its candidates; asked: the other arguments of `DallePipeline.stream`."""
+    from dalle_core.pictures import enlarge, save_png
+    from dalle_core.recipe import drawn
+
+    steps = pipe.stream(prompt, **asked)
     with closing(steps), tqdm(unit="token", desc="sample") as bar:
         for step in steps:
             bar.total = step.total
             bar.update(step.index - bar.n)
     generation = step.generation
     assert generation is not None  # the last step has it
-    for word, nearest in pipe.unknown_words(args.prompt):
+    for word, nearest in pipe.unknown_words(prompt):
         tell(f"This model does not know “{word}”" + (f"; nearest: {', '.join(nearest)}." if nearest else "."))
     if generation.dropped_prompt:
         tell(f"The prompt is longer than this model reads; it stops before: {generation.dropped_prompt[:120]}")
-    if rest := pipe.fit_for_clip(args.prompt)[1]:
+    if rest := pipe.fit_for_clip(prompt)[1]:
         tell(f"CLIP, which ranks, reads only the beginning of the prompt; it stops before: {rest[:120]}")
     found = zip(generation.candidates, drawn(generation, pipe.name, pipe.revision), strict=True)
-    for rank, (candidate, one) in enumerate(list(found)[: args.best], 1):
-        path = save_png(enlarge(candidate.image), one.to_json(), args.out)
+    for rank, (candidate, one) in enumerate(list(found)[:best], 1):
+        path = save_png(enlarge(candidate.image), one.to_json(), out)
         score = "not ranked" if candidate.score is None else f"{candidate.score:.3f}"
         tell(f"#{rank:<3} {score}  {path}")
 
@@ -203,9 +219,12 @@ def parser(arguments: list[str] | None = None) -> argparse.ArgumentParser:
     )
     command.add_argument("--clip", help='folder or Hub id of the CLIP that ranks, or "none" (default: the usual one)')
 
-    command = commands.add_parser("sample", help="candidates of one prompt, ranked by CLIP, as PNG files with their recipe")
+    command = commands.add_parser("sample", help="candidates of prompts, ranked by CLIP, as PNG files with their recipe")
     command.set_defaults(run=sample_command)
-    command.add_argument("prompt")
+    command.add_argument("prompt", nargs="*", help="one or more, each in quotation marks")
+    command.add_argument(
+        "--prompts", type=Path, metavar="FILE", help="more of them: a .csv with a column “prompt”, or a .txt, a prompt a line"
+    )
     command.add_argument("--candidates", type=int, help="(default: the model's own)")
     command.add_argument("--best", type=int, help="save only so many, the best (default: all)")
     command.add_argument("--seed", type=int, help="(default: a new one)")

@@ -10,7 +10,15 @@ from dalle_core.pictures import enlarge
 from dalle_core.request import MAX_PROMPT, DrawingRequest, Limits, number, text
 
 NUMBERS = ("seed", "temperature", "top_k", "top_p", "guidance_scale")
-AXES = ("prompt", *NUMBERS, "model")
+AXES = {  # what can be varied, in words
+    "prompt": "Prompt words",
+    "seed": "Seed",
+    "temperature": "Temperature",
+    "top_k": "Top-k",
+    "top_p": "Top-p",
+    "guidance_scale": "Guidance scale",
+    "model": "Model",
+}
 MAX_CELLS = 64
 SIDE, MARGIN, LINE = 192, 10, 22  # pixels of the sheet: a picture, the space between, a line of text
 # Fonts that know more than Latin letters, by the names systems give them; the last resort is Pillow's own.
@@ -45,7 +53,7 @@ def axis(name: str, values: list, limits: Limits) -> Axis:
     """Checked, without blank values. Raises InputError."""
     if not name:
         return Axis("", [None])
-    if name not in AXES:
+    if not isinstance(name, str) or name not in AXES:
         raise InputError(f"{str(name)[:40]!r} cannot be varied; choose one of: {', '.join(AXES)}.")
     if not isinstance(values, list) or len(values) > MAX_PROMPT:
         raise InputError(f"The values of {name} must be a list; a grid has up to {MAX_CELLS} cells.")
@@ -125,11 +133,11 @@ def sheet(x: Axis, y: Axis, pictures: dict, scores: dict) -> Image.Image:
         pen.text(place, words, fill=colour, font=text)
 
     if x.name:
-        write((left, MARGIN), x.name, size[0] - left, "gray")
+        write((left, MARGIN - 4), AXES[x.name], size[0] - left, "gray")
         for column, value in enumerate(x.values):
-            write((left + column * step[0], MARGIN + LINE), value, SIDE)
+            write((left + column * step[0], MARGIN + LINE - 6), value, SIDE)
     if y.name:
-        write((MARGIN, MARGIN), y.name, 120, "gray")
+        write((MARGIN, MARGIN - 4), AXES[y.name], 120, "gray")
         for row, value in enumerate(y.values):
             write((MARGIN, top + row * step[1]), value, 120)
     winner = best(scores)

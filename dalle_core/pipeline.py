@@ -329,7 +329,7 @@ class DallePipeline(DiffusionPipeline):
         """
         labels = [label.strip() for label in (self.config.labels if labels is None else labels) if label.strip()]
         if not labels:
-            raise InputError("Name some labels, one a line: what could the picture show?")
+            raise InputError("Name some labels, one per line: what could the picture show?")
         if self.clip is None:
             raise InputError("This model was loaded without CLIP, which is what recognises.")
         square = self.square(image)

@@ -128,7 +128,7 @@ def llamagen(text: str) -> str:
         text = _replaced(_Text().of(text), SIGNS)
         if len(re.findall("[-_]", text)) > 3:  # this-is-my-cute-cat
             text = re.sub("[-_]", " ", text)
-        text = html.unescape(html.unescape(ftfy.fix_text(text))).strip()
+        text = html.unescape(html.unescape(published("ftfy").fix_text(text))).strip()
         text = _replaced(text, CODES).strip()
     return text
 

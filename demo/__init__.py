@@ -18,7 +18,7 @@ from dalle_core.studio.budgets import OWN, PUBLIC, Budgets  # noqa: E402
 from dalle_core.studio.holder import ModelHolder  # noqa: E402
 from dalle_core.studio.store import Store  # noqa: E402
 from dalle_core.studio.studio import Studio  # noqa: E402
-from demo import api, language  # noqa: E402
+from demo import api, language, uploads  # noqa: E402
 from demo.gpu import on_gpu, seconds  # noqa: E402
 from demo.handlers import QUIET  # noqa: E402
 from demo.link_preview import LinkPreview  # noqa: E402
@@ -54,14 +54,15 @@ def create_demo(studio: Studio, together: int = 4, runs: Path | None = None) -> 
                 create = Create(studio, demo, together)
             with gr.Tab("Complete", id="complete") as tab:
                 picture, words, opening = complete.build(studio, together, create.controls.save_recipe, tab)
-            with gr.Tab("Tokens", id="tokens"):
-                tokens.build(studio)
             with gr.Tab("Recognise", id="recognise") as tab:
                 recognise.build(studio, together, tab)
-            with gr.Tab("Compare", id="compare"):
-                compare.build(studio, together)
-            with gr.Tab("Augment", id="augment"):
+            with gr.Tab("Compare", id="compare") as tab:
+                compare.build(studio, together, tab)
+            # From here on for people who train models, or want to know how they work.
+            with gr.Tab("Make a data set", id="augment"):
                 dataset.build(studio, together)
+            with gr.Tab("Tokens", id="tokens"):
+                tokens.build(studio)
             if runs is not None and studio.holder.load:
                 with gr.Tab("Train", id="train") as tab:
                     used = train.build(studio, runs, tab, create.controls)
@@ -87,7 +88,7 @@ def launch_options(studio: Studio, public: bool = False, proxies: int = 0, login
         "theme": theme(),
         "css": CSS,
         "js": JS,
-        "head": HEAD + language.HEAD + history.HEAD + vote.HEAD + complete.HEAD,
+        "head": HEAD + language.HEAD + history.HEAD + vote.HEAD + complete.HEAD + uploads.HEAD,
         "show_error": False,
         "max_file_size": "5mb" if public else "50mb",  # a phone's photo has more than 5
         "allowed_paths": [],

@@ -33,9 +33,10 @@ def theme() -> gr.themes.Base:
         input_border_color_dark="#3a3531",
         input_background_fill="#ffffff",
         input_background_fill_dark="#2a2623",
-        button_primary_background_fill="#d9480f",
-        button_primary_background_fill_hover="#c2410c",
-        button_primary_background_fill_dark="#e8590c",
+        button_primary_background_fill="#c2410c",  # 5.2 : 1 under white; the brighter orange of the rest is under 4.5
+        button_primary_background_fill_hover="#9a3412",
+        button_primary_background_fill_dark="#c2410c",
+        button_primary_background_fill_hover_dark="#9a3412",
         button_primary_text_color="#ffffff",
         button_primary_text_color_dark="#ffffff",
     )
@@ -45,12 +46,12 @@ def header() -> str:
     return (
         '<div class="brand"><button id="language" type="button" translate="no"><span lang="zh-CN">中文</span>'
         '<span lang="en">English</span></button><h1>DALL·E, ranked</h1>'
-        "<p>Type a prompt, watch a grid of candidates being drawn token by token, keep the one CLIP ranks best — "
-        "or the one you like best.</p></div>"
+        "<p>Describe a picture and watch several being drawn: those that fit your words best come first.</p></div>"
     )
 
 
-HEAD = '<meta name="viewport" content="width=device-width, initial-scale=1">'
+HEAD = f"""<meta name="viewport" content="width=device-width, initial-scale=1">
+<script>{static.read("clipboard.js")}</script>"""
 
 CSS = """
 .gradio-container { width: 100%; max-width: 1320px !important; margin: 0 auto !important; }
@@ -63,6 +64,8 @@ CSS = """
 :root:lang(zh) #language > :lang(zh), :root:lang(en) #language > :lang(en) { display: none; }
 .model-facts { font-size: .85rem; color: var(--body-text-color-subdued); line-height: 1.45; }
 #tabs .tabitem { padding: .6rem 0 0 !important; border: 0 !important; }
+#tabs [role=tab][aria-selected=true] { color: #c2410c; }
+.dark #tabs [role=tab][aria-selected=true] { color: #fb923c; }
 #prompt-row { align-items: stretch; }
 #prompt textarea, #prompt input { font-size: 1.15rem; padding: .85rem 1rem; }
 #prompt { border: 1px solid var(--border-color-primary); }
@@ -70,6 +73,8 @@ CSS = """
 #examples button, #examples .gallery-item { border-radius: 99px; }
 #examples .label { display: none; }
 #status { min-height: 3.2rem; }  /* with the bar, so that nothing moves when it goes */
+:has(> .row #empty:not(.unused)) > #status:not(:has(.line, .wrap:not(.hide))) { min-height: 0; }  /* before the first drawing */
+.row:has(#empty:not(.unused)) > .column:has(> #detail) { display: none; }
 #status .wrap { height: auto; overflow: visible !important; }
 #status .progress-text { top: .6rem !important; }
 .bar { height: 6px; border-radius: 99px; background: var(--border-color-primary); overflow: hidden; }
@@ -97,7 +102,7 @@ CSS = """
 .preview-grid { display: grid; grid-template-columns: repeat(4, minmax(0, 1fr)); gap: 8px; padding: 8px; }
 .preview-grid img { width: 100%; aspect-ratio: 1; border-radius: 14px; border: 1px solid var(--border-color-primary);
   background: #fff; }
-:is(#gallery, #completions).ranked .grid-container > :first-child .caption-label { background: #d9480f; }
+:is(#gallery, #completions).ranked .grid-container > :first-child .caption-label { background: #c2410c; }
 #order-row { align-items: center; gap: .5rem 1.5rem; }
 #order, #best, #rejected, #order-row .form { background: transparent; padding: 0; }
 #order { flex: 0 1 auto !important; width: auto; }
@@ -123,6 +128,7 @@ footer .divider { display: none; }  /* Gradio's, after the last link */
 .line span + span { white-space: nowrap; }
 #model-parts td { overflow-wrap: anywhere; }
 .figures :is(table, tr), #facts :is(table, tr) { border: 0; }
+.figures .ranking td { overflow-wrap: anywhere; }
 .figures .ranking td + td { white-space: nowrap; }
 .figures table { width: 100%; border-collapse: collapse; font-size: .9rem; }
 .figures td, .figures th { border: 0; border-bottom: 1px solid var(--border-color-primary); padding: .35rem .4rem;
@@ -131,9 +137,11 @@ footer .divider { display: none; }  /* Gradio's, after the last link */
 #facts table { width: 100%; border: 0; border-collapse: collapse; font-size: .9rem; }
 #facts td { border: 0; border-bottom: 1px solid var(--border-color-primary); padding: .35rem .2rem; }
 #facts td:first-child { color: var(--body-text-color-subdued); width: 40%; }
+#facts p, .figures p { margin: .5rem .2rem 0; font-size: .82rem; line-height: 1.4; color: var(--body-text-color-subdued); }
 #facts td:last-child { font-family: var(--font-mono); text-align: right; }
 #dice { flex-direction: row; gap: .4rem; font-size: .95rem; }
 #seed-row { align-items: stretch; }
+#open-row > button { flex: 0 1 auto; padding-inline: 1rem; }
 #train-run input { padding-right: 2rem; text-overflow: ellipsis; }  /* beside the arrow */
 .empty { padding: 3.2rem 1rem; text-align: center; color: var(--body-text-color-subdued); border-radius: 14px;
   border: 1px dashed var(--border-color-primary); }
@@ -146,6 +154,14 @@ footer .divider { display: none; }  /* Gradio's, after the last link */
   .brand p { font-size: .9rem; clear: both; }
   #prompt-row { display: grid; grid-template-columns: 1fr 1fr; }
   #prompt, #prompt-row:has(.stop:disabled) #generate { grid-column: 1 / -1; }
+  /* The result comes before what it can be varied with. */
+  #settings-row, #advanced { order: 1; }
+  #open-row, #history-fold { order: 2; }
+  #examples .gallery { flex-wrap: nowrap; overflow-x: auto; padding-bottom: .3rem; }
+  #examples .gallery-item { flex: none; }
+  .empty { padding: 1.6rem 1rem; }
+  .figures .ranking { font-size: .8rem; }
+  .figures .ranking :is(td, th) { padding: .35rem .2rem; }
   #seed-row { display: grid; grid-template-columns: 2fr 1fr; }
   #seed { grid-column: 1 / -1; }
   #open-row { display: block; }

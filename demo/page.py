@@ -1,6 +1,7 @@
 """gr.Blocks for strangers: whatever they send, they get a result or a sentence, and no file but theirs is opened."""
 
 import logging
+import re
 
 import gradio as gr
 
@@ -11,6 +12,15 @@ from dalle_core.studio.uploads import REFUSED, checked
 MISUSED = "This is not what is asked for here. The page says under “Use via API” what it takes."
 FAILED = "Something went wrong here. The server's log says what; try again."
 LINK = "Pictures are not fetched from other addresses: upload it, or send it as a data: URL."
+# An argument's name -> what the page calls it.
+WORDS = {
+    "num_candidates": "Candidates",
+    "temperature": "Temperature",
+    "top_k": "Top-k",
+    "top_p": "Top-p",
+    "guidance_scale": "Guidance scale",
+    "preview_every": "Preview every",
+}
 log = logging.getLogger(__name__)
 
 
@@ -60,13 +70,14 @@ class Page(gr.Blocks):
             log.info("a request was refused", exc_info=True)
             raise sentence(MISUSED) from None
 
-    async def process_api(self, *args, **options):
+    async def process_api(self, block_fn, *args, **options):
         try:
-            return await super().process_api(*args, **options)
+            return await super().process_api(block_fn, *args, **options)
         except gr.Error:
             raise
         except (InputError, ModelError) as error:
-            raise sentence(str(error)) from None
+            for_program = getattr(block_fn, "api_visibility", "") == "public"
+            raise sentence(str(error) if for_program else in_words(str(error))) from None
         except Exception:
             log.exception("a handler failed")
             raise sentence(FAILED) from None
@@ -74,6 +85,11 @@ class Page(gr.Blocks):
 
 def sentence(text: str) -> gr.Error:
     return gr.Error(text, duration=10, print_exception=False)
+
+
+def in_words(text: str) -> str:
+    """A sentence with the page's labels in the place of arguments' names; what stands in quotation marks is a visitor's."""
+    return re.sub(rf"(?<!['\w])({'|'.join(WORDS)})(?!['\w])", lambda found: WORDS[found[1]], text)
 
 
 def name_choices(component: gr.Radio | gr.Dropdown) -> None:

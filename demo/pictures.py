@@ -7,7 +7,11 @@ from PIL import Image
 
 from dalle_core.studio.pool import MAX_POOL, Picture
 
-RANKED, SAMPLED = "CLIP's order", "Order of sampling"
+RANKED, SAMPLED = "Best first", "Generation order"
+CLIP_SCORE = (
+    "CLIP score: how well the picture fits the prompt, as CLIP judges, a model that compares pictures with words. Higher is "
+    "better; compare it between pictures of one prompt."
+)
 
 
 def preview_grid(images: list[Image.Image]) -> str:

@@ -27,7 +27,7 @@ def of(update: Update) -> str:
         return line(update.line) if update.line else STARTING
     left = update.elapsed / update.index * (update.total - update.index)
     share = update.index / update.total
-    return line("Drawing", f" token {update.index} of {update.total}", f"{left:.0f} s left", share)
+    return line("Drawing", f" {100 * share:.0f} %", f"{left:.0f} s left", share)
 
 
 def stopped(shown: str):
@@ -55,15 +55,15 @@ def cut(update: Update) -> str:
     return "".join(notices)
 
 
-def unknown(update: Update) -> str:
-    """Which words of the prompt the model does not know, and the nearest that it does."""
-    if not update.unknown:
+def unknown(words: tuple) -> str:
+    """Which words of the prompt the model does not know, and the nearest that it does: pairs as of `Update.unknown`."""
+    if not words:
         return ""
-    words = "; ".join(f"{word} → {', '.join(nearest)}" if nearest else word for word, nearest in update.unknown)
+    words = "; ".join(f"{word} → {', '.join(nearest)}" if nearest else word for word, nearest in words)
     said = "Words that this model does not know, and the nearest that it does:"
     return f'<div class="notice quiet">{said} <span translate="no">{html.escape(words)}</span></div>'
 
 
 def notices(update: Update) -> str:
     """What is to be said of the prompts."""
-    return cut(update) + unknown(update)
+    return cut(update) + unknown(update.unknown)

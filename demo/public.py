@@ -35,7 +35,7 @@ UNUSED = (
 NOT_HERE = "There is nothing here."
 UNCLEAR = "This request could not be understood. The page says under “Use via API” what it takes."
 TOO_MANY = "These are too many requests in a minute: wait a little, then try again."
-TOO_LARGE = f"This is too large: a request has up to {LARGEST // 2**20} MB. Hand in pictures as uploads."
+TOO_LARGE = f"This is too large: a request has up to {LARGEST // 2**20} MB. Upload pictures as files."
 log = logging.getLogger(__name__)
 
 

@@ -3,6 +3,10 @@ may be read, `Studio.file` says."""
 
 import gradio as gr
 
+from demo import static
+
+HEAD = f"<script>{static.read('drag.js')}</script>"
+
 
 def picture_input(label: str, name: str, height: int) -> gr.Image:
     component = gr.Image(

@@ -397,6 +397,19 @@ def test_sample_command(saved, tiny_pipeline, tmp_path, capsys):
     main([*arguments, "--temperature", "0.3", "--best", "1"])  # others of the same name
     after = contents(tmp_path / "out")
     assert len(after) == 4 and before.items() <= after.items()
+    (tmp_path / "more.txt").write_text("a fox\n\ntwo apples\n", encoding="utf-8")
+    capsys.readouterr()
+    several = ["sample", "a fox", "a red fox", "--prompts", str(tmp_path / "more.txt"), *arguments[2:-2]]
+    main([*several, "--best", "1", "--out", str(tmp_path / "several")])
+    said = capsys.readouterr().out.splitlines()
+    assert [line for line in said if line.startswith("“")] == ["“a fox”", "“a red fox”", "“a fox”", "“two apples”"]
+    assert len([line for line in said if line.startswith("#1 ")]) == 4 and len(contents(tmp_path / "several")) == 3
+    none = ["--out", str(tmp_path / "none")]
+    for prompts, message in ((["a fox", "Ж"], "none of the"), ([], "There is no prompt")):
+        with pytest.raises(SystemExit):
+            main(["sample", *prompts, *arguments[2:], *none])
+        assert message in capsys.readouterr().err
+    assert not contents(tmp_path / "none")  # what cannot be drawn is said before anything is
     for wrong, message in ((["--candidates", "0"], "num_candidates is '0'"), (["--best", "0"], "--best 0")):
         with pytest.raises(SystemExit):
             main([*arguments, *wrong])

@@ -178,7 +178,7 @@ def test_what_handlers_show_is_translated(tiny_pipeline, monkeypatch):
             ("prompt, for CLIP", "a fox", "and more"),
         )
     )
-    unknown = progress.unknown(Update(unknown=(("kitten", ["cat", "cat face"]), ("xyz", []))))
+    unknown = progress.unknown((("kitten", ["cat", "cat face"]), ("xyz", [])))
     shown = [
         unknown,
         progress.of(Update("", 5, 16, 2.0)),

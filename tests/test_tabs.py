@@ -14,7 +14,9 @@ from PIL import Image
 from dalle_core import InputError, augment
 from dalle_core.augment import Progress
 from demo import create_demo, launch_options, open_studio
-from demo.tabs import complete, dataset, model, recognise, tokens
+from demo.page import in_words
+from demo.tabs import compare, complete, dataset, model, recognise, sampling, tokens
+from tests.conftest import make_pipeline
 
 
 @pytest.fixture
@@ -141,6 +143,72 @@ def test_what_cannot_be_completed_is_a_sentence(studio, photo):
             completed(tab, *arguments, **changes)
 
 
+def test_completing_takes_the_sampling_settings(studio, photo):
+    tab = built(complete.Complete, studio)
+    taken = tab.take(None, photo, "top", 2)
+    values = (None, taken[tab.opened], taken[tab.keep], "two apples", 3, "5", True)
+    *_, greedy = tab.draw(*values, 0, 0, 1, 1)
+    *_, free = tab.draw(*values, 2, 0, 1, 1)
+    assert len({str(picture.drawn.tokens.tolist()) for picture in greedy[tab.pictures]}) == 1
+    assert len({str(picture.drawn.tokens.tolist()) for picture in free[tab.pictures]}) > 1
+    with pytest.raises(InputError, match="top_p is '0'"):
+        next(tab.draw(*values, 1, 0, 0, 1))
+
+
+# ---------------------------------------------------------------- Compare
+
+
+def compared(tab, settings, prompt="a red fox", x=("seed", "1, 2")):
+    return list(tab.compare(None, prompt, *x, compare.NOTHING, "", 1, "", "", *settings))
+
+
+def test_a_grid_is_drawn_with_the_sampling_settings(studio):
+    tab = built(compare.Compare, studio)
+    defaults = [slider.value for slider in tab.sampling]
+    grid = compared(tab, [0, *defaults[1:]])[-1][tab.grid]
+    requests = [picture.drawn.request for picture in grid.pictures.values()]
+    assert [request.temperature for request in requests] == [0, 0]
+    assert {request.top_k for request in requests} == {studio.holder.loaded.defaults["top_k"]}
+    with pytest.raises(InputError, match="guidance_scale is '200'"):
+        compared(tab, [*defaults[:3], 200])
+
+
+def test_the_sliders_start_at_the_model_s_own_values_and_follow_another_model(studio):
+    loaded = studio.holder.loaded
+    for tab in (built(complete.Complete, studio), built(compare.Compare, studio)):
+        assert [slider.value for slider in tab.sampling] == [loaded.defaults[name] for name in sampling.NAMES]
+    other = replace(
+        loaded, defaults=loaded.defaults | {"top_k": 9, "guidance_scale": 5}, limits=replace(loaded.limits, codebook_size=99)
+    )
+    shown = dict(zip(sampling.NAMES, sampling.fitted(other), strict=True))
+    assert (shown["top_k"]["value"], shown["top_k"]["maximum"], shown["guidance_scale"]["value"]) == (9, 99, 5)
+
+
+def test_words_that_the_model_does_not_know_are_said_on_every_tab(tmp_path, monkeypatch, photo):
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "gradio"))
+    pipe = make_pipeline()
+    vocabulary = {"words": "a red fox two apples", "near": {"kitten": "cat"}}
+    studio = open_studio(type(pipe)(**pipe.components, name="tiny", vocabulary=vocabulary), "tiny")
+    said = "kitten → cat"
+    tab = built(complete.Complete, studio)
+    taken = tab.take(None, photo, "top", 2)
+    steps = list(tab.draw(None, taken[tab.opened], taken[tab.keep], "a kitten", 1, "5", True))
+    assert all(said in step[tab.status] for step in steps[1:]) and len(steps) > 1
+    tab, settings = built(compare.Compare, studio), []
+    assert all(said in step[tab.status] for step in compared(tab, settings, "a kitten"))
+    assert said in compared(tab, settings, x=("prompt", "fox, kitten"))[-1][tab.status]
+    assert "kitten" not in compared(tab, settings)[-1][tab.status]
+    tab = built(dataset.Augment, studio)
+    steps = list(tab.draw(None, "a red fox\na kitten", None, 1, "", "7"))
+    assert all(said in step[tab.status] for step in steps)
+
+
+def test_a_sentence_for_visitors_has_the_page_s_own_labels():
+    said = "guidance_scale is '200'; it must be a number from 0 to 100."
+    assert in_words(said) == "Guidance scale is '200'; it must be a number from 0 to 100."
+    assert in_words("top_k: 'top_p' is not a number.") == "Top-k: 'top_p' is not a number."  # what was typed stays
+
+
 # ---------------------------------------------------------------- Tokens, Recognise, Model
 
 
@@ -156,7 +224,7 @@ def test_a_token_is_read_and_changed(studio, tiny_pipeline, photo):
     shown = tab.reconstruct(None, photo)
     read = shown[tab.read]
     expected = tiny_pipeline.decode(tiny_pipeline.encode(Image.open(photo)))
-    assert read.decoded.tobytes() == expected.tobytes() and "4 x 4 tokens of 64 codes" in shown[tab.table]
+    assert read.decoded.tobytes() == expected.tobytes() and "4 x 4 tokens, of 64 different ones" in shown[tab.table]
     assert shown[tab.shown].size == shown[tab.slider][0].size == (384, 384)
     chosen = tab.choose(gr.SelectData(None, {"index": [383, 100], "value": None}), read)
     assert chosen[tab.read].cell == (1, 3) and chosen[tab.number] == read.tokens[1][3]
@@ -330,7 +398,7 @@ def test_a_file_of_the_server_stays_its_own(served, tmp_path, name, trigger, fie
         assert not answer["success"]
         said.add(answer["output"]["error"])
     assert len(said) == 1  # whether a file exists is nobody's business
-    assert meta or said == {"This file cannot be read here. Hand it in again."}
+    assert meta or said == {"This file cannot be read here. Upload it again."}
 
 
 @pytest.mark.parametrize(

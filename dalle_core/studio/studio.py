@@ -9,7 +9,7 @@ import inspect
 import logging
 import secrets
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
@@ -34,6 +34,7 @@ from dalle_core.studio.holder import ModelHolder
 from dalle_core.studio.pool import Picture, archive, ranked, read_entry
 from dalle_core.studio.store import Store
 from dalle_core.studio.uploads import checked, open_picture
+from dalle_core.vocabulary import MAX_UNKNOWN
 
 UPDATE_EVERY = 0.5  # seconds between two updates without a preview; each takes cores from the drawing
 MAX_LABELS = 2000
@@ -52,7 +53,7 @@ class Update:
     elapsed: float = 0.0  # seconds
     seed: int | None = None  # on the first update after the prompt was read, and on the last
     cut: tuple = ()  # (which prompt, what the model reads, what it does not), where something was cut
-    unknown: tuple = ()  # (a word of the prompt that the model does not know, the nearest ones that it does), on both
+    unknown: tuple = ()  # (a word of the prompt that the model does not know, the nearest ones that it does)
     previews: list[Image.Image] | None = None
     pictures: list[Picture] | None = None  # on the last one, best first
 
@@ -122,7 +123,7 @@ class Studio:
                             now = time.monotonic()
                             if step.previews is not None or now - shown_at > UPDATE_EVERY:
                                 shown_at = now
-                                yield Update("", step.index, step.total, now - started, previews=step.previews, cut=cut)
+                                yield Update("", step.index, step.total, now - started, None, cut, unknown, step.previews)
                 found = drawn(step.generation, pipe.name, pipe.revision, request.varied)
                 images = [candidate.image for candidate in step.generation.candidates]
                 pictures = self._save(visitor, found, images, save_recipe)
@@ -294,6 +295,16 @@ class Studio:
                     yield answer
 
     # ------------------------------------------------------------ data sets
+
+    def unknown_words(self, prompts: Iterable[str]) -> tuple[tuple[str, list[str]], ...]:
+        """The first words of the prompts that the model does not know, each with the nearest ones that it does."""
+        with sentences("Reading the prompts"), self.holder.hold() as pipe:
+            found = {}
+            for prompt in prompts:
+                found |= dict(pipe.unknown_words(prompt))
+                if len(found) >= MAX_UNKNOWN:
+                    break
+            return tuple(found.items())[:MAX_UNKNOWN]
 
     def cut_prompts(self, rows: list[Row]) -> int:
         """How many of the prompts are longer than the model reads."""

@@ -12,7 +12,7 @@ from dalle_core.errors import InputError
 MAX_PIXELS = 40_000_000
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")  # decoders in wide use; a picture is never handed to any other
 NOTHING = "Choose a picture first."
-REFUSED = "This file cannot be read here. Hand it in again."  # one sentence for all: whether a file exists is nobody's business
+REFUSED = "This file cannot be read here. Upload it again."  # one sentence for all: whether a file exists is nobody's business
 
 
 def checked(path: str | Path | None, *folders: str | Path) -> Path:

@@ -9,6 +9,7 @@ from dalle_core.studio.links import query
 from dalle_core.studio.pool import Picture
 from dalle_core.studio.studio import Studio
 from demo.downloads import download
+from demo.pictures import CLIP_SCORE
 from demo.tabs import tile
 
 
@@ -59,10 +60,10 @@ def build(studio: Studio, kept: gr.State, save_recipe: gr.Checkbox) -> Chosen:
             all_ = gr.Button("Download all", elem_id="download-all")
         with gr.Row():
             vary = gr.Button("Variations", elem_id="vary")
-            complete = gr.Button("Complete it", elem_id="to-complete")
+            complete = gr.Button("Redraw parts", elem_id="to-complete")
         with gr.Row():
-            more = gr.Button("More", elem_id="more")
-            use_settings = gr.Button("Use its settings", elem_id="use-settings")
+            more = gr.Button("Draw more", elem_id="more")
+            use_settings = gr.Button("Reuse its settings", elem_id="use-settings")
         with gr.Row():
             copy_link = gr.Button("Copy link", elem_id="copy-link")
             to_tile = gr.Button("Seamless tile", elem_id="to-tile")
@@ -78,11 +79,13 @@ def facts(chosen: Picture, pool: list[Picture]) -> str:
     """What is known of the chosen candidate: a table, the pool's scores, and the link that Copy link copies."""
     one = chosen.drawn
     score = "–" if one.score is None else f"{one.score:.3f}"
-    rows = {"CLIP score": score, "rank": chosen.rank, "seed": one.seed, "number": one.index}
+    rank = f"{chosen.rank} / {len(pool)}"
+    rows = {"CLIP score": score, "rank": rank, "seed": one.seed, "candidate": one.index + 1}
     cells = "".join(f"<tr><td>{name}</td><td>{html.escape(str(value))}</td></tr>" for name, value in rows.items())
     # A variation's kept tokens do not fit a link.
-    link = "" if one.varied else f'<a id="permalink" href="?{html.escape(query(one))}">link to it</a>'
-    return f"<table>{cells}</table>{plot(pool, chosen)}{link}"
+    link = "" if one.varied else f'<a id="permalink" href="?{html.escape(query(one))}">Link to this picture</a>'
+    meaning = "" if one.score is None else f"<p>{CLIP_SCORE}</p>"
+    return f"<table>{cells}</table>{plot(pool, chosen)}{meaning}{link}"
 
 
 def plot(pool: list[Picture], chosen: Picture) -> str:
@@ -97,7 +100,7 @@ def plot(pool: list[Picture], chosen: Picture) -> str:
 
     ticks = "".join(f'<line x1="{x(s):.1f}" x2="{x(s):.1f}" y1="14" y2="30"/>' for s in scores)
     return (
-        '<svg class="scores" viewBox="0 0 300 48" role="img" aria-label="CLIP scores of the pool; the chosen one is marked">'
+        '<svg class="scores" viewBox="0 0 300 48" role="img" aria-label="CLIP scores of all; the chosen one is marked">'
         f'<g stroke="currentColor" stroke-width="2" opacity=".45">{ticks}</g>'
         f'<circle cx="{x(chosen.drawn.score):.1f}" cy="22" r="6" fill="#e8590c"/>'
         f'<g fill="currentColor" font-size="11"><text x="10" y="45">{low:.3f}</text>'

@@ -1,4 +1,4 @@
-"""The Compare tab: an X/Y grid, one picture a cell, scored by CLIP."""
+"""The Compare tab: an X/Y grid, one picture per cell, scored by CLIP."""
 
 from contextlib import closing
 from dataclasses import replace
@@ -12,8 +12,9 @@ from demo import progress
 from demo.downloads import download
 from demo.handlers import QUIET, checked_later, parse_seed, stoppable
 from demo.public import visitor
+from demo.tabs import sampling
 
-NOTHING = "–"
+NOTHING = "nothing"
 
 
 def line(update: GridUpdate) -> str:
@@ -32,23 +33,26 @@ class Compare:
     def __init__(self, studio: Studio):
         self.studio, self.grid = studio, gr.State(None)  # the grid on show
         gr.Markdown(
-            "One prompt, two things varied: each cell is the best of its candidates by CLIP, the best cell is framed. Values "
-            "are separated by commas. A prompt axis replaces its first value in the prompt by each of the others: “fox, cat, "
-            "lion”. Candidates keep their seeds across the grid."
+            "Draw one prompt several times with one or two things changed, side by side. Write the values with commas between "
+            "them. For prompt words, the first value stands in the prompt, and the others take its place: “fox, cat, lion”. "
+            "Each cell shows its best candidate and its CLIP score: how well the picture fits the prompt, higher is "
+            "better. The best cell is framed."
         )
         self.prompt = gr.Textbox(label="Prompt", elem_id="compare-prompt", max_lines=1, max_length=MAX_PROMPT)
         with gr.Row():
-            self.x, self.x_values = self._axis("X", "prompt", "")
-            self.y, self.y_values = self._axis("Y", "guidance_scale", "1, 2, 4")
-        most = min(16, studio.holder.loaded.limits.max_candidates)
+            self.x, self.x_values = self._axis("x", "Across", "prompt", "")
+            self.y, self.y_values = self._axis("y", "Down", "guidance_scale", "1, 2, 4")
+        loaded = studio.holder.loaded
+        most = min(16, loaded.limits.max_candidates)
         with gr.Row():
             self.count = checked_later(
-                gr.Slider(1, most, min(4, most), step=1, label="Candidates a cell", elem_id="compare-count")
+                gr.Slider(1, most, min(4, most), step=1, label="Candidates per cell", elem_id="compare-count")
             )
             self.seed = gr.Textbox(
                 label="Seed", placeholder="new each time", elem_id="compare-seed", max_lines=1, min_width=120
             )
             self.negative = gr.Textbox(label="Negative prompt", elem_id="compare-negative", max_lines=1, max_length=MAX_PROMPT)
+        self.sampling = sampling.fold(loaded, "compare")
         with gr.Row():
             self.go = gr.Button("Compare", variant="primary", elem_id="compare")
             self.stop = gr.Button("Stop", elem_id="compare-stop", elem_classes="stop", interactive=False)
@@ -69,48 +73,64 @@ class Compare:
         download(as_picture, studio.download_sheet, [self.grid])
         download(as_json, studio.download_json, [self.grid])
 
-    def _axis(self, side: str, first: str, values: str) -> tuple[gr.Dropdown, gr.Textbox]:
-        names = [name for name in AXES if name != "model" or len(self.studio.holder.choices) > 1]
-        name = f"compare-{side.lower()}"
+    def _axis(self, side: str, label: str, first: str, values: str) -> tuple[gr.Dropdown, gr.Textbox]:
+        several = len(self.studio.holder.choices) > 1
+        choices = [(words, name) for name, words in AXES.items() if name != "model" or several]
+        name = f"compare-{side}"
         with gr.Column(), gr.Row():
             return (
-                gr.Dropdown([NOTHING, *names], value=first, label=side, elem_id=name, scale=1, min_width=130, filterable=False),
+                gr.Dropdown(
+                    [("Nothing", NOTHING), *choices],
+                    value=first,
+                    label=label,
+                    elem_id=name,
+                    scale=2,
+                    min_width=170,
+                    filterable=False,
+                ),
                 gr.Textbox(
                     values,
-                    label=f"{side} values",
+                    label=f"Values {label.lower()}",
                     elem_id=f"{name}-values",
                     max_lines=1,
-                    scale=2,
+                    scale=3,
                     min_width=150,
                     max_length=MAX_PROMPT,
                 ),
             )
 
-    def compare(self, request: gr.Request, prompt, x, x_values, y, y_values, count, seed, negative):
-        limits = self.studio.holder.loaded.limits
+    def compare(self, request: gr.Request, prompt, x, x_values, y, y_values, count, seed, negative, *settings):
+        limits, defaults = self.studio.holder.loaded.limits, self.studio.holder.loaded.defaults
         if "model" in (x, y):
             limits = replace(limits, codebook_size=ANY_TOP_K)
         across, below = (
             parse_axis("" if name == NOTHING else name, values or "", limits) for name, values in ((x, x_values), (y, y_values))
         )
-        asked = DrawingRequest((prompt or "").strip(), (negative or "").strip(), num_candidates=count, seed=parse_seed(seed))
+        # A slider that was not moved means the default of whichever model draws the cell.
+        moved = {name: value for name, value in zip(sampling.NAMES, settings) if value != defaults[name]}
+        asked = DrawingRequest(
+            (prompt or "").strip(), (negative or "").strip(), num_candidates=count, seed=parse_seed(seed), **moved
+        )
+        words = [value for axis in (across, below) if axis.name == "prompt" for value in axis.values]
+        unknown = progress.unknown(self.studio.unknown_words([asked.prompt, *words]))
         with closing(self.studio.compare(visitor(request), across, below, asked)) as steps:
             for step in steps:
-                shown = {self.status: line(step)}
+                shown = {self.status: line(step) + unknown}
                 if step.finished:
                     shown |= {self.grid: step.grid, self.sheet: step.grid.sheet(), self.drawn: gr.update(elem_classes=[])}
                 yield shown
 
 
-def build(studio: Studio, together: int) -> None:
-    """Adds the tab; a grid is one of the drawings that go on at once."""
+def build(studio: Studio, together: int, place: gr.Tab) -> None:
+    """Fills the tab `place`; a grid is one of the drawings that go on at once."""
     tab = Compare(studio)
+    sampling.follow_model(studio, place, tab.sampling, lambda loaded, *values: sampling.fitted(loaded))
     starts = [tab.go.click, tab.prompt.submit]
     stoppable(starts, tab.stop)
     event = gr.on(
         starts,
         tab.compare,
-        [tab.prompt, tab.x, tab.x_values, tab.y, tab.y_values, tab.count, tab.seed, tab.negative],
+        [tab.prompt, tab.x, tab.x_values, tab.y, tab.y_values, tab.count, tab.seed, tab.negative, *tab.sampling],
         [tab.status, tab.grid, tab.sheet, tab.drawn],
         api_visibility="private",
         show_progress="minimal",

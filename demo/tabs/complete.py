@@ -17,6 +17,7 @@ from demo.downloads import download
 from demo.handlers import QUIET, checked_later, parse_seed, stoppable
 from demo.pictures import gallery_items, preview_grid
 from demo.public import visitor
+from demo.tabs import sampling
 from demo.tabs.tokens import with_grid
 from demo.uploads import picture_input
 
@@ -43,7 +44,7 @@ def edge(grid: int, side: str, width) -> list[list[bool]]:
     if side not in EDGES:
         raise InputError(f"Keep is {str(side)[:40]!r}; it must be one of: {', '.join(EDGES)}.")
     if type(width) not in (int, float) or not width >= 0:
-        raise InputError(f"Cells from the edge is {str(width)[:40]!r}; it must be a number from 0 to {grid}.")
+        raise InputError(f"Width in cells is {str(width)[:40]!r}; it must be a number from 0 to {grid}.")
     near = np.arange(grid) < width
     rows, columns = np.meshgrid(near, near, indexing="ij")
     border = rows | columns | rows[::-1] | columns[:, ::-1]
@@ -102,9 +103,9 @@ class Complete:
         self.opened, self.keep = gr.State(None), gr.State(None)  # an `Opened`; which of its cells stay [grid][grid]
         self.pictures, self.chosen = gr.State([]), gr.State(None)  # the completions, best first; the one that was clicked
         gr.Markdown(
-            "Keep a part of a picture, and let the model draw the rest for your prompt. Click cells, or paint over them, to "
-            "release or keep them. The model draws row by row from the top and never looks below: what is kept lower down "
-            "does not guide what is drawn above it."
+            "Keep a part of a picture, and let the model draw the rest from your description. Click cells of the picture, or "
+            "paint over them, to choose which are drawn anew. The model draws row by row from the top and never looks below: "
+            "what is kept lower down does not guide what is drawn above it."
         )
         with gr.Row():
             with gr.Column():
@@ -117,14 +118,14 @@ class Complete:
                             loaded.limits.grid_size,
                             loaded.limits.grid_size // 2,
                             step=1,
-                            label="Cells from the edge",
+                            label="Width in cells",
                             elem_id="rows",
                         )
                     )
-                    self.brush = gr.Radio(list(BRUSHES), value="one cell", label="The brush", elem_id="brush")
+                    self.brush = gr.Radio(list(BRUSHES), value="one cell", label="Brush", elem_id="brush")
             with gr.Column(elem_classes="unused") as self.viewed:
                 self.view = gr.Image(
-                    label="What is kept: click or paint; pale cells are drawn anew",
+                    label="Click or paint: pale cells are drawn anew",
                     interactive=False,
                     format="png",
                     elem_id="kept-view",
@@ -141,6 +142,8 @@ class Complete:
             self.seed = gr.Textbox(
                 label="Seed", placeholder="new each time", max_lines=1, elem_id="complete-seed", scale=1, min_width=120
             )
+        with gr.Column(elem_classes="unused") as self.settings:
+            self.sampling = sampling.fold(loaded, "complete")
         with gr.Row(elem_classes="unused") as self.buttons:
             self.go = gr.Button("Complete", variant="primary", elem_id="complete")
             self.stop = gr.Button("Stop", elem_id="complete-stop", elem_classes="stop", interactive=False)
@@ -159,7 +162,7 @@ class Complete:
         )
         with gr.Row(elem_classes="unused") as self.more:
             self.download = gr.Button("Download PNG", elem_id="complete-download")
-            self.again = gr.Button("Go on from the chosen one", elem_id="complete-again")
+            self.again = gr.Button("Continue from this one", elem_id="complete-again")
         self.entry = gr.Textbox(elem_id="completed", elem_classes="offstage", show_label=False)  # for the history
         self.stroke = gr.Textbox(elem_id="stroke-said", elem_classes="offstage", show_label=False)
         self.painted = gr.Button(elem_id="painted", elem_classes="offstage")
@@ -191,7 +194,7 @@ class Complete:
     @property
     def unused(self) -> list:
         """What waits for a picture."""
-        return [self.tools, self.viewed, self.asked, self.buttons]
+        return [self.tools, self.viewed, self.asked, self.settings, self.buttons]
 
     def edit_events(self, tab: gr.Tab, together: int) -> dict:
         """Returns the event that opens a picture."""
@@ -220,37 +223,38 @@ class Complete:
             api_visibility="private",
             js="(stroke, ...values) => [dallePaint.stroke(), ...values]",
         )
-        built_with = self.studio.holder.loaded
 
-        def fitted(*values):
-            """The sliders' ends as the model needs them that was chosen since."""
-            loaded = self.studio.holder.loaded
-            if loaded is built_with:
-                return gr.skip()
+        def fitted(loaded, *values):
             ends = loaded.limits.grid_size, loaded.limits.max_candidates
-            return [gr.update(maximum=end, value=min(value, end)) for value, end in zip(values, ends)]
+            sizes = [gr.update(maximum=end, value=min(value, end)) for value, end in zip(values, ends)]
+            return [*sizes, *sampling.fitted(loaded)]
 
-        tab.select(fitted, [self.rows, self.count], [self.rows, self.count], **QUIET)
+        sampling.follow_model(self.studio, tab, [self.rows, self.count, *self.sampling], fitted)
         return opening
 
     # ------------------------------------------------------------ drawing
 
-    def draw(self, request: gr.Request, opened, keep, prompt, count, seed, save_recipe):
+    def draw(self, request: gr.Request, opened, keep, prompt, count, seed, save_recipe, *settings):
         if opened is None:
             raise InputError("Choose a picture first.")
         if opened.source != self.studio.holder.source:
-            raise InputError("Another model has been chosen since, which has other tokens: hand in the picture again.")
+            raise InputError("Another model has been chosen since, which has other tokens: upload the picture again.")
         if all(map(all, keep)):
-            raise InputError("Every cell is kept, so there is nothing to draw: release some.")
+            raise InputError("Every cell is kept, so there is nothing to draw: click some first.")
         asked = DrawingRequest(
-            (prompt or "").strip(), num_candidates=count, seed=parse_seed(seed), image_tokens=opened.tokens, keep=keep
+            (prompt or "").strip(),
+            num_candidates=count,
+            seed=parse_seed(seed),
+            image_tokens=opened.tokens,
+            keep=keep,
+            **dict(zip(sampling.NAMES, settings)),
         )
         steps = self.studio.draw(
             visitor(request), asked, preview_every=self.studio.holder.loaded.preview_every, save_recipe=bool(save_recipe)
         )
         with closing(steps):
             for step in steps:
-                shown = {self.status: progress.of(step) + progress.cut(step)}
+                shown = {self.status: progress.of(step) + progress.notices(step)}
                 if step.previews is not None:
                     shown |= {
                         self.previews: preview_grid(step.previews),
@@ -274,7 +278,7 @@ class Complete:
         event = gr.on(
             starts,
             self.draw,
-            [self.opened, self.keep, self.prompt, self.count, self.seed, save_recipe],
+            [self.opened, self.keep, self.prompt, self.count, self.seed, save_recipe, *self.sampling],
             [self.gallery, self.status, self.previews, self.pictures, self.chosen, self.more, self.entry],
             api_visibility="private",
             show_progress="minimal",

@@ -13,9 +13,10 @@ from dalle_core.studio.studio import Studio
 from demo import progress
 from demo.handlers import QUIET, checked_later, log, parse_seed
 from demo.models import facts, labelled
+from demo.tabs import sampling
+from demo.tabs.sampling import USUAL
 
 MAX_PROMPTS = 16  # in one go
-USUAL = {"temperature": 2, "guidance_scale": 16}  # where the sliders end, unless a restored value lies beyond
 
 
 @dataclass
@@ -64,20 +65,16 @@ class Controls:
             self.model: gr.update(choices=labelled(studio.holder), value=studio.holder.source),
             self.about: facts(loaded),
             self.num_candidates: gr.update(value=defaults["num_candidates"], maximum=loaded.limits.max_candidates),
-            self.temperature: defaults["temperature"],
-            self.top_k: gr.update(value=defaults["top_k"], maximum=loaded.limits.codebook_size),
-            self.top_p: defaults["top_p"],
-            self.guidance_scale: defaults["guidance_scale"],
             self.preview_every: gr.update(value=loaded.preview_every, maximum=loaded.limits.grid_size**2),
             self.examples: gr.Dataset(samples=[[text] for text in loaded.examples]),
             self.loaded: json.dumps([loaded.name, loaded.revision]),
-        }
+        } | dict(zip(self.sliders[1:], sampling.fitted(loaded)))
 
     def requests(self, values: dict) -> list[DrawingRequest]:
         """What is asked for, a request for each line of the prompt. Raises InputError."""
         lines = [line.strip() for line in (values[self.prompt] or "")[:MAX_PROMPT].splitlines() if line.strip()] or [""]
         if len(lines) > MAX_PROMPTS:
-            raise InputError(f"These are {len(lines)} prompts, one a line; up to {MAX_PROMPTS} are drawn in one go.")
+            raise InputError(f"These are {len(lines)} prompts, one per line; up to {MAX_PROMPTS} are drawn in one go.")
         seed = parse_seed(values[self.seed], values[self.keep_seed], values[self.drawn])
         numbers = {
             name: values[getattr(self, name)] for name in ("num_candidates", "temperature", "top_k", "top_p", "guidance_scale")
@@ -105,7 +102,7 @@ def build(studio: Studio) -> Controls:
         prompt = gr.Textbox(
             label="Prompt",
             show_label=False,
-            placeholder="What shall be drawn? Several prompts: one a line (Shift+Enter)",
+            placeholder="Describe a picture (Shift+Enter: another one)",
             elem_id="prompt",
             scale=8,
             lines=1,
@@ -126,7 +123,7 @@ def build(studio: Studio) -> Controls:
         layout="gallery",
         samples_per_page=24,
     )
-    with gr.Row():
+    with gr.Row(elem_id="settings-row"):
         candidates = gr.Slider(
             1, loaded.limits.max_candidates, defaults["num_candidates"], step=1, label="Candidates", elem_id="candidates"
         )
@@ -135,7 +132,7 @@ def build(studio: Studio) -> Controls:
                 label="Seed", value="", placeholder="new each time", elem_id="seed", min_width=120, max_lines=1, scale=3
             )
             dice = gr.Button("New seed", elem_id="dice", min_width=110, scale=1)
-            keep_seed = gr.Checkbox(False, label="Keep it", elem_id="keep-seed", min_width=100, scale=1)
+            keep_seed = gr.Checkbox(False, label="Lock seed", elem_id="keep-seed", min_width=130, scale=1)
     with gr.Accordion("Advanced", open=False, elem_id="advanced"):
         with gr.Row(elem_id="model-row"):
             model = gr.Dropdown(
@@ -152,31 +149,31 @@ def build(studio: Studio) -> Controls:
         negative = gr.Textbox(
             label="Negative prompt",
             value="",
-            info="What guidance leads away from; needs a guidance scale above 1.",
+            info="What the picture should not show; needs a guidance scale above 1.",
             elem_id="negative",
             max_lines=1,
             max_length=MAX_PROMPT,
         )
         with gr.Row():
-            temperature = gr.Slider(
-                0, USUAL["temperature"], defaults["temperature"], step=0.05, label="Temperature", info="0 is greedy"
-            )
-            top_k = gr.Slider(0, loaded.limits.codebook_size, defaults["top_k"], step=1, label="Top-k", info="0 keeps all")
-            top_p = gr.Slider(0.05, 1, defaults["top_p"], step=0.01, label="Top-p", info="1 keeps all")
-            guidance = gr.Slider(
-                0, USUAL["guidance_scale"], defaults["guidance_scale"], step=0.25, label="Guidance scale", info="1 is unguided"
-            )
+            temperature, top_k, top_p, guidance = sampling.sliders(loaded, "create")
+        with gr.Row():
             every = gr.Slider(
-                0, loaded.limits.grid_size**2, loaded.preview_every, step=1, label="Preview every", info="tokens; 0 is never"
+                0,
+                loaded.limits.grid_size**2,
+                loaded.preview_every,
+                step=1,
+                label="Preview every",
+                info="Tokens between two previews; 0 is never.",
+                min_width=240,
             )
-        for slider in (candidates, temperature, top_k, top_p, guidance, every):
-            checked_later(slider)
-        save_recipe = gr.Checkbox(
-            True,
-            label="Save the recipe in the PNG",
-            elem_id="save-recipe",
-            info="Prompt, settings and tokens: dropped on this page, the picture restores them.",
-        )
+            save_recipe = gr.Checkbox(
+                True,
+                label="Save the recipe in the PNG",
+                elem_id="save-recipe",
+                info="The PNG then holds prompt, settings and tokens: drop it on this page, and all of them come back.",
+            )
+    for slider in (candidates, every):
+        checked_later(slider)
     dice.click(lambda: (str(secrets.randbelow(2**32)), True), None, [seed, keep_seed], queue=False, api_visibility="private")
     identity = gr.Textbox(
         json.dumps([loaded.name, loaded.revision]), elem_id="loaded", elem_classes="offstage", show_label=False

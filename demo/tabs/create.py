@@ -29,10 +29,8 @@ class Create:
         self.grid = Grid(studio, self.controls.save_recipe)
         vote.build(self.grid.kept)
         with gr.Row(elem_id="open-row"):
-            self.saved = gr.UploadButton(
-                "Open a picture that was saved here", file_types=[".png"], elem_id="open-saved", size="sm"
-            )
-        gr.HTML(history.FOLD)
+            self.saved = gr.UploadButton("Open a saved picture", file_types=[".png"], elem_id="open-saved", size="sm")
+        gr.HTML(history.FOLD, elem_id="history-fold")
         opened = controls_rows.choose_model(studio, self.controls, demo, self.status)
         controls_rows.follow_links(studio, self.controls, opened)
         self._draw_events(together)
@@ -46,7 +44,7 @@ class Create:
     # ------------------------------------------------------------ drawing
 
     def draw(self, request: gr.Request, values: dict):
-        """The grid of each prompt, one a line."""
+        """The grid of each prompt, one per line."""
         asked = self.controls.requests(values)
         for number, one in enumerate(asked, 1):
             after = ""
@@ -109,7 +107,7 @@ class Create:
         if first.drawn.varied:
             raise InputError("For more variations, choose a picture and press Variations.")
         if len(pool) + asked.num_candidates > MAX_POOL:
-            raise InputError(f"A pool holds up to {MAX_POOL} candidates: generate a new one.")
+            raise InputError(f"Up to {MAX_POOL} candidates are kept together: press Generate for new ones.")
         following = max(picture.drawn.seed for picture in pool) + 1
         if following > MAX_SEED:
             raise InputError("There is no seed after this one: choose a smaller one.")

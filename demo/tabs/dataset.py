@@ -1,4 +1,4 @@
-"""The Augment tab: many pictures of many prompts, as a data set to train on."""
+"""The tab that makes a data set: many pictures of many prompts, as a data set to train on."""
 
 import secrets
 import time
@@ -42,18 +42,18 @@ def asked_for(text: str | None, file: str | None, count: int) -> list[Row]:
         )
     rows = rows_of(text.splitlines(), count) + (read_prompts(file, count) if file else [])
     if not rows:
-        raise InputError("There are no prompts: write some, one a line, or hand in a file.")
+        raise InputError("There are no prompts: write some, one per line, or upload a file.")
     data_set_size(rows)
     return rows
 
 
 def parse_threshold(text: str | None) -> float | None:
-    """The least score that is asked for, or None for any. Raises InputError."""
+    """The minimum score that is asked for, or None for any. Raises InputError."""
     text = (text or "").strip()
     try:
         return float(text.replace(",", ".")) if text else None
     except ValueError:
-        raise InputError(f"The least CLIP score {text[:40]!r} is not a number: write one from -1 to 1, or nothing.") from None
+        raise InputError(f"The minimum CLIP score {text[:40]!r} is not a number: write one from -1 to 1, or nothing.") from None
 
 
 def status(drawn: Progress, elapsed: float) -> str:
@@ -88,15 +88,15 @@ class Augment:
     def __init__(self, studio: Studio):
         self.studio, self.data_set = studio, gr.State(None)
         gr.Markdown(
-            "Many pictures of many prompts, as a data set to train on: PNG files and a “metadata.jsonl” with a caption for "
-            "each (the “imagefolder” convention), in one zip. Pictures that CLIP finds fit badly can be left out. The model is "
-            "the one of the Create tab, with its own settings. A CSV needs a column “prompt” and may have a “count”; a TXT "
-            "holds a prompt a line."
+            "Many pictures of many prompts in one zip, to train a model on: PNG files and a “metadata.jsonl” with a caption "
+            "for each (the “imagefolder” layout). Pictures that fit their prompt badly can be left out. The model is the one "
+            "of the Create tab, with its default settings. A CSV file needs a column “prompt” and may have a column “count”; "
+            "a TXT file holds one prompt per line."
         )
         with gr.Row():
             with gr.Column():
                 self.prompts = gr.Textbox(
-                    label="Prompts, one a line",
+                    label="Prompts, one per line",
                     lines=13,
                     max_lines=13,
                     elem_id="augment-prompts",
@@ -104,15 +104,13 @@ class Augment:
                     placeholder="\n".join(studio.holder.loaded.examples[:5]),
                 )
             with gr.Column():
-                self.file = file_input("And those of a CSV or TXT", "augment-file", [".csv", ".txt"], 165)
-                self.count = checked_later(
-                    gr.Slider(1, 100, 4, step=1, label="Pictures of each prompt", elem_id="augment-count")
-                )
+                self.file = file_input("More prompts from a CSV or TXT file", "augment-file", [".csv", ".txt"], 165)
+                self.count = checked_later(gr.Slider(1, 100, 4, step=1, label="Pictures per prompt", elem_id="augment-count"))
                 with gr.Row():
                     self.threshold = gr.Textbox(  # an empty gr.Number sends 0
-                        label="Least CLIP score",
+                        label="Minimum CLIP score",
                         placeholder="keep all",
-                        info="from -1 to 1",
+                        info="How well a picture must fit, from -1 to 1.",
                         max_lines=1,
                         elem_id="augment-threshold",
                         min_width=130,
@@ -120,13 +118,13 @@ class Augment:
                     self.seed = gr.Textbox(
                         label="Seed",
                         placeholder="new each time",
-                        info="of the whole set",
+                        info="Of the whole data set.",
                         max_lines=1,
                         elem_id="augment-seed",
                         min_width=130,
                     )
         with gr.Row():
-            self.go = gr.Button("Draw the data set", variant="primary", elem_id="augment", scale=3, min_width=160)
+            self.go = gr.Button("Make the data set", variant="primary", elem_id="augment", scale=3, min_width=160)
             self.stop = gr.Button("Stop", elem_id="augment-stop", elem_classes="stop", interactive=False, scale=1, min_width=90)
         self.status = gr.HTML("", elem_id="augment-status", elem_classes="status")
         with gr.Row(elem_classes="unused") as self.exports:
@@ -156,6 +154,7 @@ class Augment:
         least, asked = parse_threshold(threshold), parse_seed(seed)
         asked = secrets.randbelow(2**32) if asked is None else asked
         notice = cut_notice(self.studio.cut_prompts(rows), len(rows))
+        notice += progress.unknown(self.studio.unknown_words(row.prompt for row in rows))
         latest = deque(maxlen=LATEST)
         with closing(self.studio.augment(visitor(request), rows, asked, least)) as steps:
             drawn, out = next(steps)
@@ -173,7 +172,7 @@ class Augment:
                     shown_at = now
                     pictures = gr.update(value=list(latest), elem_classes="notranslate") if drawn.new else gr.skip()
                     yield {self.latest: pictures, self.status: status(drawn, now - started) + notice}
-        hint = "" if drawn.kept else ": no score reached the threshold, so lower it"
+        hint = "" if drawn.kept else ": no score reached the minimum, so lower it"
         line = progress.line(f"{drawn.drawn} pictures drawn, {_counts(drawn)}, seed {asked}{hint}")
         yield {
             self.status: line + notice,

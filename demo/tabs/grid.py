@@ -8,7 +8,7 @@ from demo.handlers import QUIET
 from demo.pictures import RANKED, SAMPLED, gallery_items, in_order
 from demo.tabs import chosen as chosen_column
 
-EMPTY = '<div class="empty">Your candidates appear here, best first.<br>Try one of the examples above.</div>'
+EMPTY = '<div class="empty">Your pictures appear here, those that fit best first.<br>Try one of the examples.</div>'
 
 
 class Grid:
@@ -32,8 +32,8 @@ class Grid:
                     self.best = gr.Slider(
                         1, max(most, 2), most, step=1, label="Show the best", elem_id="best", scale=2, min_width=200, buttons=[]
                     )
-                    self.rejected = gr.Checkbox(False, label="The rejected", elem_id="rejected", scale=1, min_width=120)
-                self.empty = gr.HTML(EMPTY)
+                    self.rejected = gr.Checkbox(False, label="Show the rest", elem_id="rejected", scale=1, min_width=120)
+                self.empty = gr.HTML(EMPTY, elem_id="empty")
                 self.previews = gr.HTML("", label="Previews", elem_id="previews")
                 self.gallery = gr.Gallery(
                     columns=4,

@@ -31,7 +31,7 @@ def sizes(loaded: Loaded) -> str:
     for name, kind, count, dtype in loaded.parts:
         cells = "".join(f"<td>{html.escape(cell)}</td>" for cell in (name, kind, f"{count:,}", dtype))
         rows += f'<tr translate="no">{cells}</tr>'
-    return f"<table><tr><th>part</th><th>class</th><th>numbers</th><th>dtype</th></tr>{rows}</table>"
+    return f"<table><tr><th>part</th><th>class</th><th>parameters</th><th>dtype</th></tr>{rows}</table>"
 
 
 def build(studio: Studio, tab: gr.Tab) -> None:

@@ -14,6 +14,11 @@ from demo.public import visitor
 from demo.uploads import picture_input
 
 SHOWN = 12
+MEANING = "CLIP score: how well label and picture fit, higher is better. CLIP’s share: how sure CLIP is, among these labels."
+LIKELIHOOD = (
+    "Drawing model: its own order, and how likely it would draw this picture for the label, in nats per token; nearer to 0 is "
+    "likelier."
+)
 
 
 def ranking(found: list[Label]) -> str:
@@ -27,18 +32,19 @@ def ranking(found: list[Label]) -> str:
         differs = ""
         if label in prior_order:
             place = prior_order.index(label) + 1
-            prior = f"#{place} · {label.log_likelihood:.3f}"
+            prior = f"#{place} · {label.log_likelihood:.2f}"
             differs = ' class="differs"' if abs(place - rank) >= 3 else ""
         rows.append(
-            f'<tr{differs}><td translate="no">{html.escape(label.text)}</td><td>#{rank} · {label.score:.3f}</td>'
+            f'<tr{differs}><td translate="no">{html.escape(label.text)}</td><td>{label.score:.3f}</td>'
             f"<td>{100 * label.probability:.1f} %</td><td>{prior}</td></tr>"
         )
-    head = "<tr><th>label</th><th>CLIP</th><th>CLIP's share</th><th>the prior (nats a token)</th></tr>"
+    head = "<tr><th>label</th><th>CLIP score</th><th>CLIP’s share</th><th>drawing model</th></tr>"
     agree = ""
     if prior_order:
         same = prior_order[0] is first[0]
-        agree = "CLIP and the prior agree on the first." if same else "They disagree on the first: see the marked rows."
-    return f'<table class="ranking">{head}{"".join(rows)}</table><p>{agree}</p>'
+        agree = "Both agree on the first label." if same else "They disagree on the first label: see the marked rows."
+    meaning = f"<p>{MEANING}</p>{f'<p>{LIKELIHOOD}</p>' if prior_order else ''}"
+    return f'<table class="ranking">{head}{"".join(rows)}</table><p>{agree}</p>{meaning}'
 
 
 def build(studio: Studio, together: int, tab: gr.Tab) -> None:
@@ -49,19 +55,19 @@ def build(studio: Studio, together: int, tab: gr.Tab) -> None:
         return [] if studio.holder.loaded.answers else ["unused"]
 
     gr.Markdown(
-        "What does a picture show? CLIP compares it with every label; the prior says how likely the picture's tokens are "
-        "after each label."
+        "What does a picture show? Two models judge how well each label fits: CLIP, which compares pictures with words, and "
+        "the model that draws."
     )
     with gr.Row():
         with gr.Column():
             upload = picture_input("Picture", "recognise-upload", 320)
             labels = gr.Textbox(
-                label="Labels, one a line",
+                label="Labels, one per line",
                 lines=4,
                 max_lines=12,
                 elem_id="labels",
                 max_length=MAX_PROMPT,
-                info="Empty: everything the model knows by name.",
+                info="Leave it empty to try everything that the model knows by name.",
             )
             run = gr.Button("Recognise", variant="primary", elem_id="recognise")
             with gr.Group(elem_classes=shown()) as asking:

@@ -52,9 +52,9 @@ def error_map(original: Image.Image, decoded: Image.Image) -> Image.Image:
 def figures(tokens: list[list[int]], codebook_size: int, decibels: float) -> str:
     used = len(set(sum(tokens, [])))
     rows = {
-        "grid": f"{len(tokens)} x {len(tokens)} tokens of {codebook_size:,} codes",
-        "different codes in this picture": f"{used} ({100 * used / codebook_size:.1f} % of the codebook)",
-        "PSNR of the reconstruction": f"{decibels:.1f} dB",
+        "grid": f"{len(tokens)} x {len(tokens)} tokens, of {codebook_size:,} different ones",
+        "different tokens in this picture": f"{used} ({100 * used / codebook_size:.1f} % of the codebook)",
+        "likeness to the original (PSNR)": f"{decibels:.1f} dB",
     }
     cells = "".join(f"<tr><td>{name}</td><td>{html.escape(value)}</td></tr>" for name, value in rows.items())
     return f"<table>{cells}</table>"
@@ -75,8 +75,9 @@ class Tokens:
     def __init__(self, studio: Studio):
         self.studio, self.read = studio, gr.State(None)  # a `Read`
         gr.Markdown(
-            "Every picture the model draws is a grid of tokens, numbers of a codebook. Hand in a picture to see what becomes "
-            "of it; click a cell to read its token, change the number and watch the pixels change."
+            "The model does not draw pixels but tokens: a grid of numbers, each of which stands for a small patch in a list of "
+            "patches, the codebook. Upload a picture to see what becomes of it; click a cell to read its token, change the "
+            "number and watch the pixels change."
         )
         with gr.Row():
             with gr.Column():
@@ -94,18 +95,18 @@ class Tokens:
                 with gr.Row(elem_classes="unused") as self.token:
                     self.number = gr.Number(label="Token of the clicked cell", precision=0, elem_id="token", interactive=True)
                     self.number.preprocess = lambda value: value  # `put` says what is allowed
-                    self.change = gr.Button("Change it", elem_id="token-change")
+                    self.change = gr.Button("Change the token", elem_id="token-change")
         with gr.Row(elem_classes="unused") as self.compared:
             self.slider = gr.ImageSlider(
                 label="Original and reconstruction", elem_id="tokens-slider", interactive=False, format="png"
             )
             self.wrong = gr.Image(
-                label="Where it is off (dark)",
+                label="Where they differ (dark)",
                 interactive=False,
                 elem_id="tokens-error",
                 format="png",
                 buttons=[],
-                alt_text="Where the reconstruction is off (dark)",
+                alt_text="Where they differ (dark)",
             )
 
     def show(self, read: Read) -> dict:
@@ -150,7 +151,7 @@ class Tokens:
         if read is None or read.cell is None:
             return gr.skip()
         if read.source != self.studio.holder.source:
-            raise InputError("Another model has been chosen since, which has other tokens: hand in the picture again.")
+            raise InputError("Another model has been chosen since, which has other tokens: upload the picture again.")
         most = read.codebook_size - 1
         if type(value) not in (int, float) or not 0 <= value <= most or value != int(value):
             raise InputError(f"A token of this model is a whole number from 0 to {most}.")

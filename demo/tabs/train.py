@@ -119,7 +119,7 @@ class Train:
                 [],
                 value=None,
                 label="Training",
-                info="One of the list, or the path of its folder",
+                info="Choose one, or type the path of its folder.",
                 allow_custom_value=True,
                 elem_id="train-run",
                 scale=4,
@@ -135,7 +135,7 @@ class Train:
                 self.use = gr.Button("Draw with its newest weights", variant="primary", elem_id="train-use")
             with gr.Row():
                 self.figures = gr.Dropdown(
-                    [], multiselect=True, label="Figures", elem_id="train-figures", scale=3, min_width=200
+                    [], multiselect=True, label="Curves", elem_id="train-figures", scale=3, min_width=200
                 )
                 self.scale = gr.Radio(
                     [LINEAR, LOGARITHMIC], value=LINEAR, label="Scale", elem_id="train-scale", scale=2, min_width=200
@@ -149,7 +149,7 @@ class Train:
                 color_title=" ",
                 height=320,
                 show_label=False,
-                label="Figures over steps",
+                label="Curves over steps",
                 elem_id="train-plot",
                 buttons=[],
             )

@@ -1,11 +1,14 @@
 """Every tab, at a desk and on a phone; without a mouse; with a name for all that can be used."""
 
+from importlib.resources import files
+
 import pytest
 from playwright.sync_api import expect
 
+from tests.browser.conftest import DESK, PHONE
 from tests.browser.steps import comes_true, generate, is_closed, is_held, open_tab, prompt, thumbnails
 
-TABS = ["Create", "Complete", "Tokens", "Recognise", "Compare", "Augment", "Model"]
+TABS = ["Create", "Complete", "Recognise", "Compare", "Make a data set", "Tokens", "Model"]
 USED = {
     "button",
     "checkbox",
@@ -22,7 +25,7 @@ USED = {
 }
 
 
-@pytest.mark.parametrize("page", [{"width": 1440, "height": 900}, {"width": 390, "height": 844}], indirect=True)
+@pytest.mark.parametrize("page", [DESK, PHONE], indirect=True)
 def test_every_tab_opens_without_an_error_and_none_scrolls_sideways(page, gate):
     generate(page, gate)
     for name in [*TABS, "Create"]:
@@ -32,6 +35,24 @@ def test_every_tab_opens_without_an_error_and_none_scrolls_sideways(page, gate):
         assert comes_true(page, lambda: page.evaluate("document.documentElement.scrollWidth <= innerWidth"), seconds=20), name
     expect(thumbnails(page)).to_have_count(4)  # what was drawn is still there
     # The fixture looks for errors in the console, and for requests to other hosts.
+
+
+AXE = files("axe_playwright_python").joinpath("axe.min.js").read_text(encoding="utf-8")
+# What WCAG 2.1 asks for at its levels A and AA, of what is in sight.
+RUN_AXE = """async () => (await axe.run({ runOnly: ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa"], resultTypes: ["violations"] }))
+  .violations.flatMap((found) => found.nodes.map((node) => `${found.id}: ${node.html.slice(0, 200)}`))"""
+
+
+@pytest.mark.parametrize("page", [DESK, PHONE], indirect=True, ids=["desk", "phone"])
+def test_axe_finds_no_fault_on_any_tab(page, gate):
+    generate(page, gate)
+    page.evaluate(AXE)
+    found = {}
+    for name in TABS:
+        open_tab(page, name)
+        expect(page.locator(".tabitem:visible")).to_have_count(1)
+        found |= dict.fromkeys(page.evaluate(RUN_AXE), name)
+    assert found == {}, "\n".join(f"{name}: {fault}" for fault, name in found.items())
 
 
 def tab_to(page, selector):
@@ -97,7 +118,7 @@ def ready_to_draw(page, gate, tab):
         ("Complete", "complete-seed", "complete-status", "8 candidates"),
         ("Compare", "compare-prompt", "compare-status", "4 cells"),
         ("Compare", "compare-x-values", "compare-status", "4 cells"),
-        ("Augment", "augment-seed", "augment-status", "4 kept"),
+        ("Make a data set", "augment-seed", "augment-status", "4 kept"),
     ],
 )
 def test_enter_starts_a_run_and_escape_stops_it(page, gate, tab, focus, status, finished):
@@ -116,7 +137,7 @@ def test_enter_starts_a_run_and_escape_stops_it(page, gate, tab, focus, status, 
 
 
 def test_enter_in_the_box_of_many_prompts_is_a_new_line_and_control_enter_draws(page, gate):
-    open_tab(page, "Augment")
+    open_tab(page, "Make a data set")
     prompts = box(page, "augment-prompts")
     prompts.fill("a red fox")
     prompts.press("Enter")

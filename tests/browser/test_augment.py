@@ -1,4 +1,4 @@
-"""The Augment tab in a real Chromium, on a tiny pipeline."""
+"""The tab that makes a data set, in a real Chromium, on a tiny pipeline."""
 
 import errno
 import json
@@ -12,7 +12,7 @@ from tests.browser.steps import is_closed, is_held, open_tab
 
 
 def fill(page, prompts, count, seed="7", threshold=""):
-    open_tab(page, "Augment")
+    open_tab(page, "Make a data set")
     page.locator("#augment-prompts textarea").fill(prompts)
     page.locator("#augment-count input[type=number]").fill(str(count))
     page.locator("#augment-seed input, #augment-seed textarea").first.fill(seed)

@@ -18,8 +18,8 @@ PRESSED = {
     "Complete": UPLOAD,
     "Tokens": UPLOAD,
     "Recognise": [*UPLOAD, "recognise"],
-    "Compare": [RESET, "compare"],
-    "Augment": ["Click to upload or drop files", RESET, "augment"],
+    "Compare": [RESET, "Sampling settings", "compare"],
+    "Make a data set": ["Click to upload or drop files", RESET, "augment"],
     "Model": [],
 }
 # Places of pictures that a visitor fills: those for results are not in sight.
@@ -56,7 +56,7 @@ def test_nothing_in_sight_is_dead(page):
         expected = {"buttons": buttons, "pictures": PICTURES.get(name, [])}
         assert in_sight(page, expected) == expected, name
     open_tab(page, "Create")
-    expect(page.get_by_text("Your candidates appear here")).to_be_visible()
+    expect(page.get_by_text("Your pictures appear here")).to_be_visible()
     expect(page.locator("#vote")).to_be_hidden()
     page.locator("#history > summary").click()
     expect(page.get_by_text("What you draw is listed here")).to_be_visible()
@@ -68,7 +68,7 @@ def test_nothing_in_sight_is_dead(page):
 @pytest.mark.parametrize("page", [DESK, PHONE], indirect=True, ids=["desk", "phone"])
 def test_all_that_the_first_drawing_brings_into_view_works(page, gate):
     generate(page, gate)
-    expect(page.get_by_text("Your candidates appear here")).to_be_hidden()
+    expect(page.get_by_text("Your pictures appear here")).to_be_hidden()
     assert json.loads(Image.open(saved(page)).text["dalle"])["prompt"] == "a red fox"
     with page.expect_download() as download:
         page.locator("#download-all").click()
@@ -83,9 +83,9 @@ def test_all_that_the_first_drawing_brings_into_view_works(page, gate):
     expect(page.locator("#tile-shown")).to_be_hidden()
     page.locator("#copy-link").click()
     expect(page.locator("#copied")).not_to_be_empty()
-    page.get_by_label("The rejected").check()
+    page.get_by_label("Show the rest").check()
     expect(thumbnails(page)).to_have_count(0)  # none is: the way back stays
-    page.get_by_label("The rejected").uncheck()
+    page.get_by_label("Show the rest").uncheck()
     expect(thumbnails(page)).to_have_count(4)
     prompt(page).fill("two apples")
     page.locator("#use-settings").click()
@@ -109,7 +109,7 @@ def test_all_that_the_first_drawing_brings_into_view_works(page, gate):
 def test_stop_can_be_pressed_while_there_is_something_to_stop(page, gate):
     for tab, field, text, start, stop, status in (
         ("Compare", "compare-prompt", "a red fox", "compare", "compare-stop", "compare-status"),
-        ("Augment", "augment-prompts", "a red fox", "augment", "augment-stop", "augment-status"),
+        ("Make a data set", "augment-prompts", "a red fox", "augment", "augment-stop", "augment-status"),
     ):
         open_tab(page, tab)
         expect(page.locator(f"#{stop}")).to_be_disabled()

@@ -6,6 +6,7 @@ import pytest
 from PIL import Image
 from playwright.sync_api import expect
 
+from tests.browser.conftest import visit
 from tests.browser.steps import captions, drop, entries, fresh, generate, open_tab, prompt, saved
 
 
@@ -53,7 +54,7 @@ def test_several_prompts_and_more(page, gate):
     expect(page.locator("#best input[type=number]")).to_have_value("8")  # the whole pool
     page.locator("#best input[type=number]").fill("4")
     expect(page.locator("#gallery .caption-label")).to_have_count(4)
-    page.get_by_label("The rejected").check()
+    page.get_by_label("Show the rest").check()
     expect(page.locator("#gallery .caption-label").first).to_contain_text("#5")
 
 
@@ -69,6 +70,16 @@ def test_a_link_restores_prompt_and_settings_elsewhere(page, gate, browser, serv
     prompt(other).press("Enter")
     expect(other.locator("#gallery .caption-label")).to_have_text(captions(page))
     other.context.close()
+
+
+def test_a_link_is_copied_where_the_browser_has_no_clipboard_for_pages(gate, browser, served):
+    with visit(browser, served[0], script="delete Navigator.prototype.clipboard") as page:  # as over plain http
+        generate(page, gate)
+        page.locator("#copy-link").click()
+        expect(page.locator("#copied")).to_have_text("Link copied.")
+        prompt(page).fill("")
+        prompt(page).press("ControlOrMeta+v")
+        expect(prompt(page)).to_have_value(page.locator("#permalink").evaluate("link => link.href"))
 
 
 def test_a_dropped_picture_restores_all_of_it(page, gate, browser, served, tmp_path):

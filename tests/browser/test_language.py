@@ -25,7 +25,7 @@ TEXTS = """() => {
   }
   return [...new Set(found.filter(Boolean))];
 }"""
-TABS = ["补全", "词元", "识别", "对比", "扩增", "模型"]
+TABS = ["补全", "识别", "对比", "制作数据集", "词元", "模型"]
 
 
 def left_over(page) -> list[str]:
@@ -71,7 +71,7 @@ def test_a_chinese_browser_gets_a_chinese_page(chinese, gate):
     page.get_by_label("提示词", exact=True).first.fill("a fox and a banana on a purple background")
     page.keyboard.press("Enter")
     expect(page.locator("#status")).to_contain_text("正在绘制")
-    expect(page.locator("#status")).to_contain_text("个词元")
+    expect(page.locator("#status")).to_contain_text(" %")
     gate.open.set()
     expect(page.locator("#status")).to_contain_text("4 个候选，已按 CLIP 排名，种子")
     expect(page.locator("#notice")).to_contain_text("提示词超出了")
@@ -133,7 +133,7 @@ def test_every_tab_is_chinese(chinese, tmp_path):
             chinese.locator("#compare-y input").click()
             chinese.get_by_role("option", name="温度").click()
             expect(chinese.locator("#compare-y input")).to_have_value("温度")
-        if name == "扩增":
+        if name == "制作数据集":
             chinese.locator("#augment").click()
             expect(chinese.get_by_text("没有提示词：请写一些")).to_be_visible()
         assert left_over(chinese) == [], name

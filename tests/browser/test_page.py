@@ -15,7 +15,7 @@ def test_previews_then_ranks_then_a_download(page, gate, tmp_path):
     prompt(page).fill("a red fox")
     prompt(page).press("Enter")
     expect(previews(page)).to_have_count(4)  # while the gate is shut
-    expect(page.locator("#status")).to_contain_text("Drawing token")
+    expect(page.locator("#status")).to_contain_text("Drawing")
     assert thumbnails(page).count() == 0 and previews(page).first.evaluate("image => image.naturalWidth") > 0
     gate.open.set()
 
@@ -42,7 +42,7 @@ def test_order_of_sampling_and_back(page, gate):
     generate(page, gate)
     ranked = captions(page)
     sources = page.locator("#gallery img").evaluate_all("images => images.map(image => image.src)")
-    page.get_by_label("Order of sampling").check()
+    page.get_by_label("Generation order").check()
     expect(page.locator("#gallery .caption-label").first).not_to_have_text("")
     page.wait_for_function(
         "first => document.querySelector('#gallery img').src !== first || "
@@ -50,7 +50,7 @@ def test_order_of_sampling_and_back(page, gate):
         arg=sources[0],
     )
     assert sorted(captions(page)) == sorted(ranked)
-    page.get_by_label("CLIP's order").check()
+    page.get_by_label("Best first").check()
     expect(page.locator("#gallery .caption-label")).to_have_text(ranked)
 
 
@@ -92,7 +92,7 @@ def test_examples_fill_the_prompt_and_draw(page, gate):
 def test_a_kept_seed_draws_the_same_again(page, gate):
     seed = page.get_by_label("Seed", exact=True)
     seed.fill("7")
-    page.get_by_label("Keep it").check()
+    page.get_by_label("Lock seed").check()
     generate(page, gate)
     first = captions(page)
     generate(page, gate)
@@ -112,7 +112,7 @@ def test_a_pasted_seed_is_used_and_one_drawn_at_random_is_not_used_again(page, g
     assert seed.input_value() != first
     seed.fill("7")
     generate(page, gate)
-    assert seed.input_value() == "7" and not page.get_by_label("Keep it").is_checked()
+    assert seed.input_value() == "7" and not page.get_by_label("Lock seed").is_checked()
 
 
 def test_the_place_in_the_queue_is_seen_and_can_be_given_up(page, gate, served):
@@ -223,7 +223,7 @@ def test_a_saved_picture_restores_everything(page, gate, browser, served):
     fresh = context.new_page()
     open_page(fresh, served[0])
     with fresh.expect_file_chooser() as chooser:
-        fresh.get_by_role("button", name="Open a picture").click()
+        fresh.get_by_role("button", name="Open a saved picture").click()
     chooser.value.set_files({"name": "a.png", "mimeType": "image/png", "buffer": path.read_bytes()})
     expect(prompt(fresh)).to_have_value("two apples")
     expect(fresh.get_by_label("Seed", exact=True)).to_have_value("41")

@@ -22,7 +22,7 @@ def test_a_refusal_is_a_sentence_and_nothing_is_lost(gate, browser, served, monk
     generate(page, gate)
     before = captions(page)
     gate.open.clear()
-    for other, said in ((first, "Drawing token"), (second, "queue: 1/1")):
+    for other, said in ((first, "Drawing"), (second, "queue: 1/1")):
         prompt(other).fill("two apples")
         prompt(other).press("Enter")
         expect(other.locator("#status")).to_contain_text(said)

@@ -38,7 +38,7 @@ def start(page, gate, text):
     gate.open.clear()
     prompt(page).fill(text)
     prompt(page).press("Enter")
-    expect(page.locator("#status")).to_contain_text("Drawing token")
+    expect(page.locator("#status")).to_contain_text("Drawing")
 
 
 def test_visitors_do_not_see_each_other(page, gate, browser, served):
