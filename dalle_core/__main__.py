@@ -23,7 +23,8 @@ from dalle_core.errors import InputError, ModelError
 if TYPE_CHECKING:
     from dalle_core.pipeline import DallePipeline
 
-NAMES = "emoji, dalle-mini, dalle-mega, janus-pro-1b, janus-pro-7b, llamagen-256, llamagen-512"  # the catalogue's, which a test compares
+# The catalogue's, which a test compares.
+NAMES = "emoji, dalle-mini, dalle-mega, janus-pro-1b, janus-pro-7b, llamagen-256, llamagen-512"
 
 
 def tell(line: str) -> None:

@@ -36,7 +36,7 @@ from dalle_core.decoder import narrow, quicken
 from dalle_core.describer import Describer
 from dalle_core.downloads import Progress
 from dalle_core.errors import InputError, ModelError
-from dalle_core.image_tokenizer import OWN_CONFIG, drop_encoder, set_pixel_range
+from dalle_core.image_tokenizer import OWN_CONFIG, decoder_dtype, drop_encoder, set_pixel_range
 from dalle_core.int8 import quantize
 from dalle_core.lora import CONFIG, JOINT, Lora, read_lora
 from dalle_core.lora import WEIGHTS as LORA_WEIGHTS
@@ -220,14 +220,14 @@ def load(
     """A name of the CATALOGUE, a Hub id in this project's layout, or a folder: in this project's layout, or of
     min-dalle, dalle-mini, minDALL·E, LlamaGen or Janus, recognised by their files; fine-tunes of Janus also by their Hub id.
 
-    device None: CUDA, else Apple's MPS, else the CPU. dtype None: float32 on the CPU and MPS, bfloat16 on CUDA;
-    int8, on a CPU: the prior's linear layers in 8 bits, the image tokenizer's decoder in bfloat16 where the CPU computes
-    in it, all else in float32. What reads and ranks pictures, the image tokenizer's encoder and CLIP, is in float32 whatever
-    the dtype. clip: the CLIP that ranks, as `open_clip` takes it, "none" for no ranking, None for the
-    model's own or the usual one. tell is called with a line of text now and then. packed: on a CPU, arrange the weights
-    for drawing (`packed.py`, `decoder.py`), which rounds otherwise. lora: a folder or Hub id of a LoRA for this model
-    (`lora.py`), as peft and `training.prior` write it. Raises ModelError naming the file (and the key) when something is
-    missing, damaged, unexpected or misshapen, or with numbers when it does not fit.
+    device None: CUDA, else Apple's MPS, else the CPU. dtype None: float32 on the CPU and MPS, bfloat16 on CUDA, float16
+    where the card has no bfloat16; int8, on a CPU: the prior's linear layers in 8 bits, the image tokenizer's decoder in
+    bfloat16 where the CPU computes in it, all else in float32. What reads and ranks pictures, the image tokenizer's encoder
+    and CLIP, is in float32 whatever the dtype, and the decoder with float16. clip: the CLIP that ranks, as `open_clip` takes
+    it, "none" for no ranking, None for the model's own or the usual one. tell is called with a line of text now and then.
+    packed: on a CPU, arrange the weights for drawing (`packed.py`, `decoder.py`), which rounds otherwise. lora: a folder or
+    Hub id of a LoRA for this model (`lora.py`), as peft and `training.prior` write it. Raises ModelError naming the file
+    (and the key) when something is missing, damaged, unexpected or misshapen, or with numbers when it does not fit.
     """
     source, device = str(source), _device(device)
     dtype = dtype or _usual_dtype(device)
@@ -301,7 +301,10 @@ def download(
 
 
 def _usual_dtype(device: torch.device) -> torch.dtype:
-    return torch.bfloat16 if device.type == "cuda" else torch.float32
+    if device.type != "cuda":
+        return torch.float32
+    with torch.cuda.device(device):  # before Ampere bfloat16 is emulated, and slow
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
 
 
 def _usual_clip(device: torch.device) -> str:
@@ -629,7 +632,7 @@ def _load_model(folder: Path, cls, file: str, dtype: torch.dtype, lora: Lora | N
                 exact = (
                     cls in (CLIPModel, SiglipModel)
                     or cls is VQModel
-                    and not key.startswith(("decoder.", "post_quant_conv."))
+                    and (not key.startswith(("decoder.", "post_quant_conv.")) or decoder_dtype(dtype) == torch.float32)
                     or dtype == torch.float16
                     and key.startswith("text_encoder.")
                     and key.endswith(".wo.weight")  # T5's overflow in float16; transformers keeps them so, too

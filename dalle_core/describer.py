@@ -94,7 +94,7 @@ def answer(
 
     @torch.inference_mode()
     def go_on(id: int) -> int:
-        return advance(prior.text_embedding(torch.tensor([[id]], device=device)), cache, cache.text_length + read)
+        return advance(prior.text_embedding(torch.tensor([[id]], device=device)), cache, cache.start + read)
 
     cache, found = engine.run(begin)
     while found != end and read < most:

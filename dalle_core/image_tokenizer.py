@@ -36,6 +36,11 @@ def has_encoder(model: VQModel) -> bool:
     return model.config.get("has_encoder", True)
 
 
+def decoder_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The decoder's in a model of this dtype: maps of a deep one may leave float16's range."""
+    return torch.float32 if dtype == torch.float16 else dtype
+
+
 def block_size(model: VQModel) -> int:
     """r: the side in pixels of the blocks that the model sees as channels."""
     return math.isqrt(model.config.in_channels // 3)

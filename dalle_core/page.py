@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dtype",
         choices=["float32", "bfloat16", "float16", "int8"],
-        help="int8 is for CPUs: faster, a little less exact (default: float32 on a CPU, bfloat16 on a GPU)",
+        help="int8 is for CPUs: faster, a little less exact (default: float32 on a CPU; bfloat16 on a GPU, else float16)",
     )
     parser.add_argument(
         "--compile",

@@ -26,6 +26,7 @@ from dalle_core.priors.llama import LlamaPrior
 from dalle_core.priors.llamagen import LlamaGenPrior
 from dalle_core.request import DrawingRequest, Limits, number, token_grid
 from dalle_core.sampling import candidate_uniforms
+from dalle_core.slots import SlotEngine
 from dalle_core.text_normalizer import NORMALIZERS
 from dalle_core.text_tokenizer import encode_pair, encode_prompts, encode_question, fit_prompt
 from dalle_core.vocabulary import Vocabulary, unknown_words
@@ -182,14 +183,20 @@ class DallePipeline(DiffusionPipeline):
 
     def to(self, *args, **kwargs) -> "DallePipeline":
         """As diffusers' own, but dtype is that of the prior and of the image tokenizer's decoder: CLIP and what reads pictures
-        stay in float32, for a nearest code and a rank are a matter of the third digit."""
+        stay in float32, for a nearest code and a rank are a matter of the third digit; the decoder does where the dtype is
+        float16, whose range its maps may leave. On CUDA several draw in slots (`slots.py`)."""
         dtypes = [value for value in (*args, kwargs.pop("dtype", None)) if isinstance(value, torch.dtype)]
         others = [value for value in args if not isinstance(value, torch.dtype)]
         if others or kwargs:
             super().to(*others, **kwargs)
         for dtype in dtypes:
-            for part in (self.prior, self.image_tokenizer.decoder, self.image_tokenizer.post_quant_conv):
-                part.to(dtype)
+            self.prior.to(dtype)
+            for part in (self.image_tokenizer.decoder, self.image_tokenizer.post_quant_conv):
+                part.to(images.decoder_dtype(dtype))
+        if self.prior.device.type == "cuda":  # a new one: slots are of a device and a dtype
+            self.engine = SlotEngine(self.prior)
+        elif isinstance(self.engine, SlotEngine):
+            self.engine = Engine(self.prior)
         return self
 
     def check_config(self) -> None:
@@ -398,6 +405,8 @@ class DallePipeline(DiffusionPipeline):
 
     def candidates_that_fit(self, guided: bool = True) -> int:
         """How many candidates can be drawn together in the memory that is free, at most `max_candidates`."""
+        if isinstance(self.engine, SlotEngine):
+            return min(self.max_candidates, self.engine.slots.rows // (2 if guided else 1))
         config, itemsize = self.prior.config, self.prior.dtype.itemsize
         return memory.chunk_that_fits(config, itemsize, 2 if guided else 1, self.prior.device, self.max_candidates)
 
@@ -460,6 +469,10 @@ class DallePipeline(DiffusionPipeline):
     def _stream(self, generation, negative, settings, forced, keep, preview_every, rerank) -> Generator[Step, None, None]:
         config, prompts = self.prior.config, 1 if settings.guidance_scale == 1 else 2
         most = min(self.chunk_size or self.max_candidates, generation.settings["num_candidates"])
+        if isinstance(self.engine, SlotEngine):
+            chunk = min(most, self.engine.slots.rows // prompts)
+            yield from self._chunks(generation, negative, settings, forced, keep, preview_every, rerank, chunk)
+            return
         with self._memory.chunk(config, self.prior.dtype.itemsize, prompts, self.prior.device, most) as chunk:
             chunk = most if self.chunk_size else chunk
             yield from self._chunks(generation, negative, settings, forced, keep, preview_every, rerank, chunk)
@@ -478,7 +491,8 @@ class DallePipeline(DiffusionPipeline):
         while len(finished) < count:
             rows = range(len(finished), min(len(finished) + chunk, count))
             uniforms = torch.stack([candidate_uniforms(generation.seed, i, length) for i in rows])
-            steps = generate(self.engine, text_ids, null_ids, uniforms, settings, forced, keep)
+            every = preview_every or length
+            steps = generate(self.engine, text_ids, null_ids, uniforms, settings, forced, keep, every)
             out_of_memory = False
             try:
                 for position, tokens in enumerate(steps, 1):

@@ -76,3 +76,38 @@ def sample(
     target = uniforms[:, None] * cumulative[:, -1:]
     chosen = torch.searchsorted(cumulative, target, right=True).clamp(max=logits.shape[-1] - 1)
     return (chosen if ids is None else ids.gather(-1, chosen))[:, 0]
+
+
+def sample_rows(
+    logits: torch.Tensor,
+    uniforms: torch.Tensor,
+    temperature: torch.Tensor,
+    top_k: torch.Tensor,
+    top_p: torch.Tensor,
+    filtered: bool = True,
+) -> torch.Tensor:
+    """`sample` where each row has settings of its own, [B] each: the same operations whatever they are, as a CUDA graph needs.
+
+    filtered False: no row has a top-k or a top-p, and nothing is sorted. Tokens exactly as likely as the least likely one of
+    the top-k are kept with it.
+    """
+    scaled = logits.to(uniforms.dtype if logits.device.type == "cpu" else torch.float32)
+    scaled = scaled / temperature.to(scaled.dtype).clamp(min=COLDEST)[:, None]
+    if filtered:
+        scaled = scaled.masked_fill(scaled < _least_kept(scaled, top_k, top_p), -torch.inf)
+    cumulative = scaled.softmax(dim=-1).cumsum(dim=-1, dtype=uniforms.dtype)  # [B, V]
+    target = uniforms[:, None] * cumulative[:, -1:]
+    chosen = torch.searchsorted(cumulative, target, right=True).clamp(max=logits.shape[-1] - 1)[:, 0]
+    return torch.where((temperature == 0) | (top_k == 1), logits.argmax(dim=-1), chosen)
+
+
+def _least_kept(scaled: torch.Tensor, top_k: torch.Tensor, top_p: torch.Tensor) -> torch.Tensor:
+    """The least of each row's logits [B, V] that its top-k, and its top-p among those, keep: [B, 1]."""
+    most = scaled.shape[-1]
+    k = torch.where((top_k > 0) & (top_k < most), top_k, most)[:, None] - 1  # the place of the last one
+    ordered = scaled.sort(dim=-1, descending=True).values
+    places = torch.arange(most, device=scaled.device)
+    probabilities = ordered.masked_fill(places > k, -torch.inf).softmax(dim=-1)
+    reached = (probabilities.cumsum(dim=-1) < top_p[:, None]).sum(dim=-1, keepdim=True)
+    last = torch.where(top_p[:, None] < 1, torch.minimum(reached, k), k)
+    return ordered.gather(-1, last)

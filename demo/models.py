@@ -14,7 +14,7 @@ def labelled(holder: ModelHolder) -> list[tuple[str, str]]:
     """The picker's choices as (label, value): size, licence, whether the model is already here, and whether it is too
     large for the device and dtype of the loaded one."""
     loaded = holder.loaded
-    room = (free_bytes(torch.device(loaded.device)) + loaded.bytes) * RESERVE
+    room = (free_bytes(torch.device(loaded.device)) + holder.bytes) * RESERVE
     rows = []
     for name in holder.choices:
         known = CATALOGUE.get(holder.model_of(name))

@@ -27,6 +27,7 @@ def fake(name: str) -> SimpleNamespace:
         config=SimpleNamespace(licence="MIT", labels=[]),
         answers=False,
         components={},
+        engine=SimpleNamespace(nbytes=0, thread=None),
         prior=SimpleNamespace(device=cpu, dtype=torch.float32, config={}, modules=list),
         image_tokenizer=SimpleNamespace(modules=list),
     )
@@ -55,6 +56,14 @@ def collect(steps):
     except Exception as error:
         return lines, error
     return lines, None
+
+
+def test_the_memory_of_slots_counts_as_free_for_the_next_model():
+    freed, pipe = [], fake("emoji")
+    pipe.engine.nbytes = 5_000_000
+    holder = ModelHolder(pipe, "emoji", lambda source, tell: fake(source), lambda source, tell, free: freed.append(free))
+    collect(holder.use("dalle-mini"))
+    assert freed == [CATALOGUE["emoji"].parameters * 4 + 5_000_000]
 
 
 def test_the_model_before_is_freed_first_and_comes_back_after_a_failure():

@@ -53,6 +53,7 @@ def test_imports_point_one_way():
     allowed = {
         "decoder": {"winograd"},
         "errors": set(),
+        "capture": set(),
         "request": {"errors"},
         "recipe": {"errors", "lora", "request"},
         "lora": {"checkpoints", "errors"},
@@ -64,6 +65,7 @@ def test_imports_point_one_way():
         "text_tokenizer": {"errors", "text_normalizer"},
         "rerank": {"text_tokenizer"},
         "engine": {"memory", "sampling"},
+        "slots": {"capture", "engine", "memory", "sampling"},
         "memory": {"errors"},
         "prompts": {"errors", "request"},
         "int8": {"errors", "memory", "packed", "priors"},
@@ -79,6 +81,7 @@ def test_imports_point_one_way():
             "request",
             "rerank",
             "sampling",
+            "slots",
             "text_normalizer",
             "text_tokenizer",
             "vocabulary",

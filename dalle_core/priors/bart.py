@@ -15,7 +15,8 @@ from diffusers.configuration_utils import register_to_config
 from torch import nn
 
 from dalle_core.priors.loss import head_loss
-from dalle_core.priors.rows import ROW_MULTIPLE, Groups, attention, cached_attention, pad_rows, repeat_rows
+from dalle_core.priors.rows import ROW_MULTIPLE, Groups, attention, pad_rows, repeat_rows
+from dalle_core.priors.slots import SlotCache, SlotLayer, SlotText
 
 TEXT_MULTIPLE = 8  # positions of text that are read come in multiples of it
 
@@ -37,6 +38,7 @@ class BartCache:
         self.k, self.v = empty(config.image_length), empty(config.image_length)
         self.text_k, self.text_v = empty(mask.shape[-1]), empty(mask.shape[-1])
         self.mask = mask  # [P, 1, 1, S], true where there is text
+        self.start = 1  # positions before image token 0: the start token's
 
     def repeat(self, copies: int, filled: int) -> "BartCache":
         """A cache of `copies` rows a prompt, in which the first `filled` positions stand; the text's part is shared."""
@@ -57,13 +59,13 @@ class SelfAttention(nn.Module):
         self.qkv = nn.Linear(hidden_size, 3 * hidden_size, bias=False)
         self.out = nn.Linear(hidden_size, hidden_size, bias=False)
 
-    def forward(self, x, mask=None, causal=False, caches: Groups | None = None):
+    def forward(self, x, mask=None, causal=False, caches: Groups | SlotLayer | None = None):
         """x [B, T, hidden]: whole sequences from position 0, or, with caches, what stands at each cache's own place.
 
         caches: (k, v [b, H, S, D], start), this layer's, for groups of rows that stand one after the other in x.
         """
         q, k, v = heads_of(self.qkv(x), 3, self.num_heads)
-        y = attention(q, k, v, mask, causal) if caches is None else cached_attention(q, k, v, caches)
+        y = attention(q, k, v, mask, causal) if caches is None else caches.attend(q, k, v)
         return self.out(y.transpose(1, 2).flatten(2))
 
 
@@ -75,10 +77,13 @@ class CrossAttention(nn.Module):
         self.kv = nn.Linear(hidden_size, 2 * hidden_size, bias=False)
         self.out = nn.Linear(hidden_size, hidden_size, bias=False)
 
-    def forward(self, x, texts: Groups):
+    def forward(self, x, texts: Groups | SlotText):
         """x [B, T, hidden]; texts: (k, v [P, H, S, D], mask, rows) for groups of rows that stand one after the other in
-        x, the rows of each group's P prompts side by side."""
-        return self.out(self._attend(self.q(x), texts))
+        x, the rows of each group's P prompts side by side; or each row's own."""
+        q = self.q(x)
+        if isinstance(texts, SlotText):
+            return self.out(texts.attend(heads_of(q, 1, self.num_heads)[0]).transpose(1, 2).flatten(2))
+        return self.out(self._attend(q, texts))
 
     @torch.compiler.disable
     def _attend(self, q, texts):
@@ -136,7 +141,7 @@ class DecoderLayer(nn.Module):
         self.cross_attn_ln = nn.LayerNorm(hidden_size)
         self.glu = GLU(hidden_size, ffn_size)
 
-    def forward(self, x, texts: Groups, caches: Groups | None = None):
+    def forward(self, x, texts: Groups | SlotText, caches: Groups | SlotLayer | None = None):
         x = x + self.self_attn_ln(self.self_attn(self.pre_self_attn_ln(x), causal=True, caches=caches))
         x = x + self.cross_attn_ln(self.cross_attn(self.pre_cross_attn_ln(x), texts))
         return x + self.glu(x)
@@ -236,6 +241,19 @@ class BartPrior(ModelMixin, ConfigMixin):
             texts = [(c.text_k[i], c.text_v[i], c.mask, rows) for (c, _), rows in zip(caches, counts)]
             x = layer(x, Groups(texts), Groups([(c.k[i], c.v[i], start) for c, start in caches]))
         return list(self.head(self.decoder_ln(x[:, 0]))[: sum(counts)].split(counts))
+
+    def new_slots(self, rows: int) -> SlotCache:
+        """A cache for the steps of `decode_slots`."""
+        config, weight = self.config, self.image_embedding.weight
+        return SlotCache(config.decoder_layers, rows, config.num_heads, config.image_length, weight, config.text_length)
+
+    def decode_slots(self, image_ids: torch.Tensor, places: torch.Tensor, cache: SlotCache, length: int) -> torch.Tensor:
+        """The first B rows of the cache, each at a place of its own: image_ids [B], their places among the image tokens [B] ->
+        logits [B, V] of the next ones. length: see `SlotCache.layers`."""
+        x = self.image_ln(self.image_embedding(image_ids) + self.image_position(places + 1))[:, None]
+        for layer, text, own in zip(self.decoder, cache.texts(len(places)), cache.layers(places, length)):
+            x = layer(x, text, own)
+        return self.head(self.decoder_ln(x[:, 0]))
 
     def _embed_image(self, image_ids):
         """[B, n] -> [B, n + 1, hidden]: the start token stands before image token 0."""

@@ -13,7 +13,8 @@ from diffusers.configuration_utils import register_to_config
 from torch import nn
 
 from dalle_core.priors.loss import head_loss
-from dalle_core.priors.rows import ROW_MULTIPLE, Groups, attention, cached_attention, pad_rows, repeat_rows
+from dalle_core.priors.rows import ROW_MULTIPLE, Groups, attention, pad_rows, repeat_rows
+from dalle_core.priors.slots import SlotCache, SlotLayer
 
 
 class KVCache:
@@ -25,6 +26,7 @@ class KVCache:
         shape = (config.num_layers, rows, config.num_heads, length, config.hidden_size // config.num_heads)
         self.k = torch.empty(shape, device=weight.device, dtype=weight.dtype)  # [L, B, H, T, D]
         self.v = torch.empty_like(self.k)
+        self.start = config.text_length  # positions before image token 0
 
     def repeat(self, copies: int, filled: int) -> "KVCache":
         """A cache in which the first `filled` positions of each sequence stand `copies` times, one after the other."""
@@ -40,13 +42,13 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(hidden_size, 3 * hidden_size)
         self.proj = nn.Linear(hidden_size, hidden_size)
 
-    def forward(self, x, caches: Groups | None = None):
+    def forward(self, x, caches: Groups | SlotLayer | None = None):
         """x [B, T, hidden]: whole sequences from position 0, or, with caches, what stands at each cache's own place.
 
         caches: (k, v [b, H, S, D], start), this layer's, for groups of rows that stand one after the other in x.
         """
         q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)  # each [B, H, T, D]
-        y = attention(q, k, v, causal=True) if caches is None else cached_attention(q, k, v, caches)
+        y = attention(q, k, v, causal=True) if caches is None else caches.attend(q, k, v)
         return self.proj(y.transpose(1, 2).flatten(2))
 
 
@@ -58,7 +60,7 @@ class Block(nn.Module):
         self.ln2 = nn.LayerNorm(hidden_size)
         self.mlp = nn.Sequential(nn.Linear(hidden_size, 4 * hidden_size), nn.GELU(), nn.Linear(4 * hidden_size, hidden_size))
 
-    def forward(self, x, caches: Groups | None = None):
+    def forward(self, x, caches: Groups | SlotLayer | None = None):
         x = x + self.attn(self.ln1(x), caches)
         return x + self.mlp(self.ln2(x))
 
@@ -116,7 +118,7 @@ class GPTPrior(ModelMixin, ConfigMixin):
         cache, x = KVCache(self, len(text_ids)), self._embed_text(text_ids)
         if image_ids is not None:
             x = torch.cat([x, self._embed_image(image_ids).expand(len(x), -1, -1)], dim=1)
-        x = self._blocks(x, [(cache, 0)])
+        x = self._blocks(x, self._grouped([(cache, 0)]))
         return cache.repeat(copies, x.shape[1]), self._logits(x[:, -1]).repeat_interleave(copies, dim=0)
 
     def decode(self, steps: list[tuple[torch.Tensor, KVCache, int]]) -> list[torch.Tensor]:
@@ -127,8 +129,20 @@ class GPTPrior(ModelMixin, ConfigMixin):
         x = [self.image_embedding(ids[:, None]) + self.image_position.weight[position] for ids, _, position in steps]
         caches = [(cache, self.config.text_length + position) for _, cache, position in steps]
         counts = [len(ids) for ids, _, _ in steps]
-        logits = self._logits(self._blocks(pad_rows(torch.cat(x), self.row_multiple), caches)[:, 0])
+        x = self._blocks(pad_rows(torch.cat(x), self.row_multiple), self._grouped(caches))
+        logits = self._logits(x[:, 0])
         return list(logits[: sum(counts)].split(counts))
+
+    def new_slots(self, rows: int) -> SlotCache:
+        """A cache for the steps of `decode_slots`."""
+        length, weight = self.config.text_length + self.config.image_length, self.image_embedding.weight
+        return SlotCache(self.config.num_layers, rows, self.config.num_heads, length, weight)
+
+    def decode_slots(self, image_ids: torch.Tensor, places: torch.Tensor, cache: SlotCache, length: int) -> torch.Tensor:
+        """The first B rows of the cache, each at a place of its own: image_ids [B], their places among the image tokens [B] ->
+        logits [B, V] of the next ones. length: see `SlotCache.layers`."""
+        x = self.image_embedding(image_ids) + self.image_position(places)
+        return self._logits(self._blocks(x[:, None], cache.layers(places, length))[:, 0])
 
     def _embed_text(self, text_ids):
         return self.text_embedding(text_ids) + self.text_position.weight
@@ -136,10 +150,13 @@ class GPTPrior(ModelMixin, ConfigMixin):
     def _embed_image(self, image_ids):
         return self.image_embedding(image_ids) + self.image_position.weight[: image_ids.shape[-1]]
 
-    def _blocks(self, x, caches=()):
-        for layer, block in enumerate(self.blocks):
-            groups = Groups([(cache.k[layer], cache.v[layer], start) for cache, start in caches]) if caches else None
-            x = block(x, groups)
+    def _grouped(self, caches: list[tuple[KVCache, int]]) -> list[Groups]:
+        """(cache, the position at which it goes on) of each request -> each layer's part."""
+        return [Groups([(cache.k[i], cache.v[i], start) for cache, start in caches]) for i in range(len(self.blocks))]
+
+    def _blocks(self, x, caches: list[Groups] | list[SlotLayer] | None = None):
+        for block, own in zip(self.blocks, caches or [None] * len(self.blocks)):
+            x = block(x, own)
         return x
 
     def _logits(self, x):

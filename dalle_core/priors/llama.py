@@ -18,7 +18,8 @@ from diffusers.configuration_utils import register_to_config
 from torch import nn
 
 from dalle_core.priors.loss import head_loss
-from dalle_core.priors.rows import ROW_MULTIPLE, Groups, attention, cached_attention, pad_rows, repeat_rows
+from dalle_core.priors.rows import ROW_MULTIPLE, Groups, attention, pad_rows, repeat_rows
+from dalle_core.priors.slots import SlotCache, SlotLayer
 
 Rotation = tuple[torch.Tensor, torch.Tensor]  # cosines and sines [B or 1, T, 1, D]
 
@@ -26,12 +27,12 @@ Rotation = tuple[torch.Tensor, torch.Tensor]  # cosines and sines [B or 1, T, 1,
 class LlamaCache:
     """Keys and values of every layer for `rows` sequences of up to `length` positions, allocated once. The caller owns it."""
 
-    def __init__(self, prior: "LlamaForm", rows: int, length: int, text_length: int):
+    def __init__(self, prior: "LlamaForm", rows: int, length: int, start: int):
         attn, weight = prior.blocks[0].attn, prior.image_embedding.weight
         shape = (prior.config.num_layers, rows, attn.heads[1], length, attn.head_size)
         self.k = torch.empty(shape, device=weight.device, dtype=weight.dtype)  # [L, B, H, T, D]
         self.v = torch.empty_like(self.k)
-        self.text_length = text_length  # positions before image token 0
+        self.start = start  # positions before image token 0
 
     def repeat(self, copies: int, filled: int) -> "LlamaCache":
         """A cache in which the first `filled` positions of each sequence stand `copies` times, one after the other."""
@@ -67,14 +68,14 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(hidden_size, sum(self.heads) * self.head_size, bias=False)
         self.out = nn.Linear(hidden_size, hidden_size, bias=False)
 
-    def forward(self, x, rotation: Rotation, caches: Groups | None = None):
+    def forward(self, x, rotation: Rotation, caches: Groups | SlotLayer | None = None):
         """x [B, T, hidden]: whole sequences from position 0, or, with caches, what stands at each cache's own place.
 
         caches: (k, v [b, H, S, D], start), this layer's, for groups of rows that stand one after the other in x.
         """
         q, k, v = self.qkv(x).unflatten(-1, (-1, self.head_size)).split(self.heads, dim=2)  # each [B, T, H, D]
         q, k, v = (part.transpose(1, 2) for part in (rotate(q, rotation), rotate(k, rotation), v))  # [B, H, T, D]
-        y = attention(q, k, v, causal=True) if caches is None else cached_attention(q, k, v, caches)
+        y = attention(q, k, v, causal=True) if caches is None else caches.attend(q, k, v)
         return self.out(y.transpose(1, 2).flatten(2))
 
 
@@ -97,7 +98,7 @@ class Block(nn.Module):
         self.norm2 = RMSNorm(hidden_size, eps)
         self.mlp = SwiGLU(hidden_size, ffn_size)
 
-    def forward(self, x, rotation: Rotation, caches: Groups | None = None):
+    def forward(self, x, rotation: Rotation, caches: Groups | SlotLayer | None = None):
         x = x + self.attn(self.norm1(x), rotation, caches)
         return x + self.mlp(self.norm2(x))
 
@@ -142,23 +143,41 @@ class LlamaForm(ModelMixin, ConfigMixin):
 
         Several steps, of requests that know nothing of each other, go through the weights together.
         """
-        caches = [(cache, cache.text_length + position) for _, cache, position in steps]
+        caches = [(cache, cache.start + position) for _, cache, position in steps]
         counts = [len(ids) for ids, _, _ in steps]
         ids = pad_rows(torch.cat([ids[:, None] for ids, _, _ in steps]), self.row_multiple)
         logits = self.head(self.hidden(self.embed_image(ids), caches)[:, 0])
         return list(logits[: sum(counts)].split(counts))
 
+    def new_slots(self, rows: int) -> SlotCache:
+        """A cache for the steps of `decode_slots`."""
+        config, attn = self.config, self.blocks[0].attn
+        length = config.text_length + config.image_length
+        weight = self.image_embedding.weight
+        return SlotCache(config.num_layers, rows, attn.heads[1], length, weight, head_size=attn.head_size)
+
+    def decode_slots(self, image_ids: torch.Tensor, places: torch.Tensor, cache: SlotCache, length: int) -> torch.Tensor:
+        """The first B rows of the cache, each at a place of its own: image_ids [B], their places among the image tokens [B] ->
+        logits [B, V] of the next ones. length: see `SlotCache.layers`."""
+        x, starts = self.embed_image(image_ids)[:, None], cache.starts[: len(places), None]
+        rotation = self.rotation(starts + places[:, None], starts, x.dtype)
+        return self.head(self._blocks(x, rotation, cache.layers(places, length))[:, 0])
+
     def hidden(self, x: torch.Tensor, caches: list[tuple[LlamaCache, int]] | None = None, text_length: int = 0) -> torch.Tensor:
         """Embedded tokens [B, T, hidden] -> what the last layer makes of each, normalised, of the same shape. caches: as
-        in `cached_attention`, for groups of rows that stand one after the other; each begins at its own position, and knows
-        its text's length. Without them: text_length, the positions of x before image token 0."""
-        begins = [(start, cache.text_length) for cache, start in caches or () for _ in range(cache.k.shape[1])]
+        in `Groups`, for groups of rows that stand one after the other; each begins at its own position, and knows its
+        text's length. Without them: text_length, the positions of x before image token 0."""
+        begins = [(start, cache.start) for cache, start in caches or () for _ in range(cache.k.shape[1])]
         begins = pad_rows(torch.tensor(begins), len(x)) if begins else torch.tensor([(0, text_length)])
         starts, texts = begins.to(x.device)[:, :, None].unbind(1)  # each [B or 1, 1]
         rotation = self.rotation(starts + torch.arange(x.shape[1], device=x.device), texts, x.dtype)
-        for layer, block in enumerate(self.blocks):
-            groups = Groups([(cache.k[layer], cache.v[layer], start) for cache, start in caches]) if caches else None
-            x = block(x, rotation, groups)
+        layers = range(len(self.blocks))
+        own = [Groups([(cache.k[i], cache.v[i], start) for cache, start in caches]) for i in layers] if caches else None
+        return self._blocks(x, rotation, own)
+
+    def _blocks(self, x, rotation: Rotation, caches: list[Groups] | list[SlotLayer] | None = None):
+        for block, own in zip(self.blocks, caches or [None] * len(self.blocks), strict=True):
+            x = block(x, rotation, own)
         return self.norm(x)
 
 

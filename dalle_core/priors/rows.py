@@ -50,25 +50,24 @@ class Groups:
 
     parts: list[tuple]
 
-
-@torch.compiler.disable
-def cached_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, caches: Groups) -> torch.Tensor:
-    """Attention of new positions, q, k, v [B, H, T, D], to those before them. caches: (k, v [b, H, S, D], start) for
-    groups of rows that stand one after the other; k and v are stored there from position `start` on. Rows that fill the
-    batch up get zeros."""
-    on_cpu, causal = q.device.type == "cpu", q.shape[2] > 1  # a single query sees all that is cached; several start at 0
-    queries = q * q.shape[-1] ** -0.5 if on_cpu else q
-    groups, row = [], 0
-    for cached_k, cached_v, start in caches.parts:
-        rows, end = slice(row, row + len(cached_k)), start + q.shape[2]
-        cached_k[:, :, start:end] = k[rows]
-        cached_v[:, :, start:end] = v[rows]
-        attend = _products if on_cpu else attention
-        groups.append(attend(queries[rows], cached_k[:, :, :end], cached_v[:, :, :end], None, causal))
-        row = rows.stop
-    if row < len(q):
-        groups.append(q.new_zeros(len(q) - row, *q.shape[1:]))
-    return groups[0] if len(groups) == 1 else torch.cat(groups)
+    @torch.compiler.disable
+    def attend(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        """Attention of new positions, q, k, v [B, H, T, D], to those before them. parts: (k, v [b, H, S, D], start) for
+        groups of rows that stand one after the other; k and v are stored there from position `start` on. Rows that fill
+        the batch up get zeros."""
+        on_cpu, causal = q.device.type == "cpu", q.shape[2] > 1  # a single query sees all that is cached; several start at 0
+        queries = q * q.shape[-1] ** -0.5 if on_cpu else q
+        groups, row = [], 0
+        for cached_k, cached_v, start in self.parts:
+            rows, end = slice(row, row + len(cached_k)), start + q.shape[2]
+            cached_k[:, :, start:end] = k[rows]
+            cached_v[:, :, start:end] = v[rows]
+            attend = _products if on_cpu else attention
+            groups.append(attend(queries[rows], cached_k[:, :, :end], cached_v[:, :, :end], None, causal))
+            row = rows.stop
+        if row < len(q):
+            groups.append(q.new_zeros(len(q) - row, *q.shape[1:]))
+        return groups[0] if len(groups) == 1 else torch.cat(groups)
 
 
 def _products(q, k, v, mask, causal):

@@ -117,6 +117,12 @@ class ModelHolder:
         """One of "ready", "loading" and "failed"."""
         return "loading" if self._changing else "failed" if self._pipe is None else "ready"
 
+    @property
+    def bytes(self) -> int:
+        """What is free when the loaded model has gone, as far as it is known: of its weights and of its engine's slots."""
+        pipe = self._pipe
+        return self.loaded.bytes + pipe.engine.nbytes if pipe else 0
+
     def model_of(self, source: str) -> str:
         """One of the choices without its LoRA."""
         return self.with_lora.get(source, source)
@@ -184,7 +190,7 @@ class ModelHolder:
 
     def _change(self, source: str, tell: Callable[[str], None]) -> None:
         if self.download and source != self.source:
-            self.download(source, tell, self.loaded.bytes if self._pipe else 0)
+            self.download(source, tell, self.bytes)
         with self._changed:
             if self._changing:
                 tell("Waiting for the model that is being loaded…")
@@ -223,8 +229,11 @@ class ModelHolder:
 
     def _open(self, source: str, tell: Callable[[str], None], line: str) -> None:
         tell(line)
+        thread = self._pipe.engine.thread if self._pipe else None
         self._pipe = None  # freed before the next one is read: there may not be room for two
         gc.collect()
+        if thread:  # it may have the engine for a moment yet
+            thread.join(timeout=1)
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         pipe = self.load(source, tell)

@@ -43,7 +43,9 @@ class Muon(torch.optim.Optimizer):
             for shape, parameters in by_shape.items():
                 updates = []
                 for parameter in parameters:
-                    buffer = self.state[parameter].setdefault("momentum", torch.zeros_like(parameter))
+                    if "momentum" not in (state := self.state[parameter]):
+                        state["momentum"] = torch.zeros_like(parameter)
+                    buffer = state["momentum"]
                     buffer.lerp_(parameter.grad, 1 - group["momentum"])
                     updates.append(parameter.grad.lerp(buffer, group["momentum"]))
                 scale = max(1, shape[0] / shape[1]) ** 0.5
