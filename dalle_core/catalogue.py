@@ -364,8 +364,8 @@ def _files_of(format_, folder: Path, known: Model | None, tell: Progress | None)
     if format_ is llamagen:
         if known.text_encoder is None:
             return None
-        paths = (folder / file for file in known.files)
-        return llamagen.files_of(*paths, downloads.fetch(known.text_encoder, TEXT_ENCODER_FILES, tell=tell))
+        prior, tokenizer = (folder / file for file in known.files)
+        return llamagen.files_of(prior, tokenizer, downloads.fetch(known.text_encoder, TEXT_ENCODER_FILES, tell=tell))
     names = ("encoder", "decoder", "detoker", "vocab", "merges", "config")
     return dict(zip(names, (folder / file for file in known.files)))
 

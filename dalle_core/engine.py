@@ -1,7 +1,7 @@
 """Sampling image tokens from a prior, one position after the other, for a chunk of candidates of one prompt.
 
 Requests of several threads go through the weights together, each at its own position (`Engine`): reading the weights
-is most of the work for a few rows, so four people wait hardly longer than one.
+is most of the work for a few rows, so four people wait hardly longer than one. On CUDA they do so in slots: `slots.py`.
 """
 
 import threading

@@ -122,7 +122,10 @@ def _replaced(text: str, replacements: tuple[tuple[str, str], ...]) -> str:
 
 
 def llamagen(text: str) -> str:
-    """LlamaGen's, which is DeepFloyd IF's: lower case without addresses, tags, codes and Chinese. It does all of it twice."""
+    """LlamaGen's, which is DeepFloyd IF's: lower case without addresses, tags, codes and Chinese. It does all of it twice.
+
+    What is left of broken tags and of unknown &names; may differ, as tags are taken out by the standard library's parser alone.
+    """
     for _ in range(2):
         text = _replaced(unquote_plus(text).strip().lower(), ADDRESSES)
         text = _replaced(_Text().of(text), SIGNS)

@@ -12,8 +12,8 @@ from dalle_core.catalogue import _usual_dtype
 from dalle_core.engine import SamplingSettings, generate
 from dalle_core.slots import SlotEngine
 from tests.conftest import make_pipeline
-from tests.test_engine import FORCED, LENGTH, NULL, TEXT, in_threads, kinds, prior_of, uniforms_of
-from tests.test_slots import draw_plainly, prompt_of
+from tests.test_engine import FORCED, LENGTH, TEXT, in_threads, kinds, prior_of, uniforms_of
+from tests.test_slots import draw_plainly, prompts_of
 
 EVERYTHING = torch.zeros(LENGTH, dtype=torch.bool)
 GREEDY = SamplingSettings(temperature=0.0, guidance_scale=3.0)
@@ -31,7 +31,7 @@ def on_device(kind: str, device: torch.device, dtype=torch.float32):
 
 
 def draw_in_slots(engine, number, rows, sampling, keep=EVERYTHING) -> torch.Tensor:
-    ids = [part.to(engine.prior.device) for part in (prompt_of(number), NULL)]
+    ids = [part.to(engine.prior.device) for part in prompts_of(engine.prior, number)]
     *_, tokens = generate(engine, *ids, uniforms_of(number, range(rows)), sampling, FORCED, keep)
     return tokens.cpu()
 

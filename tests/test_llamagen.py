@@ -20,6 +20,7 @@ from dalle_core import CATALOGUE, InputError, ModelError, image_tokenizer
 from dalle_core.checkpoints import llamagen
 from dalle_core.engine import SamplingSettings, generate
 from dalle_core.request import DrawingRequest
+from dalle_core.slots import SlotEngine
 from dalle_core.text_normalizer import NORMALIZERS
 from dalle_core.text_tokenizer import encode_pair
 from dalle_core.training.prior import open_pipeline
@@ -177,8 +178,9 @@ def test_greedy_tokens(files, pipe, scale):
         keep, forced = torch.arange(16) < len(lead), torch.tensor(lead + [0] * (16 - len(lead)))
         ids, null = encode_pair(pipe.text_tokenizer, prompt, "", *pipe.reading)
         settings = SamplingSettings(0.0, 0, 1.0, scale)
-        *_, tokens = generate(pipe.engine, ids, null, torch.zeros(2, 16), settings, forced, keep)
-        assert tokens.tolist() == [files.greedy(prompt, scale, lead)] * 2
+        for engine in (pipe.engine, SlotEngine(pipe.prior, 4)):  # as on a CPU, and as on a GPU
+            *_, tokens = generate(engine, ids, null, torch.zeros(2, 16), settings, forced, keep)
+            assert tokens.tolist() == [files.greedy(prompt, scale, lead)] * 2
         drawn |= set(tokens[0, len(lead) :].tolist())
     assert len(drawn) > 6
 

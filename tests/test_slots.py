@@ -13,9 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from dalle_core import InputError, memory
 from dalle_core.capture import AHEAD, Captured
 from dalle_core.engine import Engine, Plan, SamplingSettings, generate
 from dalle_core.priors.bart import BartCache
+from dalle_core.priors.llama import LlamaPrior
 from dalle_core.sampling import sample, sample_rows
 from dalle_core.slots import SlotEngine, Slots
 from tests.conftest import make_pipeline
@@ -37,13 +39,16 @@ from tests.test_engine import (
 GUIDED = SamplingSettings(guidance_scale=2.0)
 
 
-def prompt_of(number: int) -> torch.Tensor:
-    return torch.tensor([[5, 6, 3, 0], [7, 3, 0, 0], [9, 8, 7, 3]])[number % 3][None]
+def prompts_of(prior, number: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of a request: the prompt's ids and the null prompt's [1, T]; of a LlamaPrior of any length."""
+    text = torch.tensor([[5, 6, 3, 0], [7, 3, 0, 0], [9, 8, 7, 3]])[number % 3][None]
+    length = 2 + number % 3 if isinstance(prior, LlamaPrior) else 4
+    return text[:, :length], NULL[:, :length]
 
 
 def draw_plainly(prior, number, rows, sampling, keep):
     """The plain path's tokens [B, N]."""
-    *_, tokens = generate(Engine(prior), prompt_of(number), NULL, uniforms_of(number, range(rows)), sampling, FORCED, keep)
+    *_, tokens = generate(Engine(prior), *prompts_of(prior, number), uniforms_of(number, range(rows)), sampling, FORCED, keep)
     return tokens
 
 
@@ -60,7 +65,7 @@ class Stepper:
     def join(self, number, rows, sampling, keep, every=1):
         self.told[number] = []
         engine = SimpleNamespace(drawing=self.engine.drawing, draw=lambda drawing: drawing(self.told[number].append))
-        arguments = prompt_of(number), NULL, uniforms_of(number, range(rows)), sampling, FORCED, keep, every
+        arguments = *prompts_of(self.engine.prior, number), uniforms_of(number, range(rows)), sampling, FORCED, keep, every
         with torch.inference_mode():
             drawing = generate(engine, *arguments)
             self._go_on(number, drawing)
@@ -125,11 +130,13 @@ def test_logits_of_rows_at_different_places_are_those_of_whole_sequences(kind):
     places = [0, 3, 7, 5, 3]
     with torch.inference_mode():
         for row, place in enumerate(places):
-            prefilled, _ = prior.prefill(prompt_of(row), 1, images[row, :place] if place else None)
+            prefilled, _ = prior.prefill(prompts_of(prior, row)[0], 1, images[row, :place] if place else None)
             cache.fill(torch.tensor([row]), prefilled, 1, prefilled.start + place)
         ids = images[torch.arange(5), torch.tensor(places)]
         found = prior.decode_slots(ids, torch.tensor(places), cache, cache.lengths[-1])
-        exact = [prior(prompt_of(row), images[row : row + 1, : place + 1])[0, -1] for row, place in enumerate(places)]
+        exact = [
+            prior(prompts_of(prior, row)[0], images[row : row + 1, : place + 1])[0, -1] for row, place in enumerate(places)
+        ]
     assert torch.allclose(found, torch.stack(exact), atol=1e-4 * found.std())
 
 
@@ -316,7 +323,7 @@ def test_steps_are_captured_once_for_each_size_and_replayed(monkeypatch):
 
 def collected(engine, number, rows, every=1):
     uniforms = uniforms_of(number, range(rows))
-    return list(generate(engine, prompt_of(number), NULL, uniforms, GUIDED, every=every))
+    return list(generate(engine, *prompts_of(engine.prior, number), uniforms, GUIDED, every=every))
 
 
 def test_several_threads_draw_what_each_draws_alone_and_wait_for_slots():
@@ -366,6 +373,36 @@ def test_whoever_leaves_makes_room_for_who_waits():
     thread.join()
     assert torch.equal(second[-1], draw(prior_of("gpt"), uniforms_of(1, range(4)), SamplingSettings()))
     assert engine_slots.free == 4
+
+
+def test_as_many_slots_as_half_of_the_free_memory_holds(monkeypatch):
+    prior, row = prior_of("bart"), prior_of("bart").new_slots(1).nbytes + 6 * 8 * 40
+    for rows, found in ((2, 2), (30, 24), (10**6, 128)):
+        monkeypatch.setattr(memory, "free_bytes", lambda device, rows=rows: (2 * rows * row + 100) / memory.RESERVE)
+        assert SlotEngine(prior).slots.rows == found
+    monkeypatch.setattr(memory, "free_bytes", lambda device: row)
+    with pytest.raises(InputError, match="not enough memory to draw even one candidate"):
+        collected(SlotEngine(prior), 0, 1)
+
+
+def test_who_does_not_fit_draws_fewer_at_a_time(own_pipeline):
+    """An out-of-memory while a size is captured halves the chunk; the pictures are the same."""
+    asked = {"num_candidates": 4, "seed": 3, "guidance_scale": 2.0}
+    plain = own_pipeline("a red fox", **asked).candidates
+    own_pipeline.engine = SlotEngine(own_pipeline.prior, rows=8)
+    slots = own_pipeline.engine.slots
+    advance = slots.advance
+
+    def fail(seats):
+        if sum(len(seat.rows) for seat in seats) > 4:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        advance(seats)
+
+    slots.advance = fail
+    found = own_pipeline("a red fox", **asked).candidates
+    assert [one.index for one in found] == [one.index for one in plain]
+    assert all(torch.equal(one.tokens, other.tokens) for one, other in zip(found, plain, strict=True))
+    assert slots.free == 8
 
 
 def test_more_candidates_than_there_are_slots_are_named():

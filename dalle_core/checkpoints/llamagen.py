@@ -51,13 +51,13 @@ def find(folder: Path) -> dict[str, Path] | None:
         if (folder / name).is_dir():
             return files_of(priors[0], folder / IMAGE_TOKENIZER, folder / name)
     raise ModelError(
-        f"{folder} has no text encoder: put flan-t5-xl there "
-        f"(hf download google/flan-t5-xl --local-dir {folder / TEXT_ENCODERS[0]})."
+        f"{folder} has no text encoder: put flan-t5-xl there (hf download google/flan-t5-xl "
+        f'--include "*.json" "model*.safetensors" --local-dir {folder / TEXT_ENCODERS[0]}).'
     )
 
 
 def files_of(prior: Path, image_tokenizer: Path, text_encoder: Path) -> dict[str, Path]:
-    """The files of a model, of which the last is a folder."""
+    """The files of a model; text_encoder is a folder. Raises ModelError when some of its weights are missing."""
     files = {"prior": prior, "image_tokenizer": image_tokenizer}
     files |= {"config": text_encoder / "config.json", "tokenizer": text_encoder / "tokenizer.json"}
     return files | {f"weights {i}": path for i, path in enumerate(weight_files(text_encoder))}

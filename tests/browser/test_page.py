@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 from playwright.sync_api import expect
 
+from tests.browser.conftest import PHONE
 from tests.browser.steps import captions, generate, is_closed, new_context, open_page, open_tab, previews, prompt, thumbnails
 
 
@@ -149,14 +150,34 @@ def test_a_prompt_that_is_too_long_says_where_it_stops(page, gate):
     expect(page.locator("#notice")).to_be_hidden()
 
 
-@pytest.mark.parametrize("page", [{"width": 390, "height": 844}], indirect=True)
-def test_a_phone_does_not_scroll_sideways(page, gate):
+# What of a tab scrolls sideways inside its box.
+SCROLLED = """() => [...document.querySelectorAll(".tabitem *")].filter((one) => one.checkVisibility() &&
+  one.scrollWidth > one.clientWidth + 1 && ["auto", "scroll"].includes(getComputedStyle(one).overflowX))
+  .map((one) => one.closest("[id]:not([id=''])").id)"""
+
+
+@pytest.mark.parametrize("page", [PHONE], indirect=True)
+def test_a_phone_shows_the_result_first_and_does_not_scroll_sideways(page, gate, photo):
     generate(page, gate)
+    tops = [
+        page.locator(f"#{name}").bounding_box()["y"]
+        for name in ("prompt", "generate", "examples", "status", "gallery", "candidates", "advanced", "open-saved")
+    ]
+    assert tops == sorted(tops)
     wide = """() => [...document.querySelectorAll('*')]
         .filter(e => e.children.length === 0 && e.getBoundingClientRect().right > 391).map(e => e.outerHTML.slice(0, 150))"""
     assert page.evaluate("document.documentElement.scrollWidth") == 390, page.evaluate(wide)
     box = thumbnails(page).first.bounding_box()
     assert 130 <= box["width"] <= 195  # two a row
+    page.evaluate("document.querySelector('#examples button').style.width = '500px'")
+    assert page.evaluate(SCROLLED) == ["examples"]
+    assert page.evaluate("document.documentElement.scrollWidth") == 390
+    open_tab(page, "Recognise")
+    page.locator("#recognise-upload input[type=file]").set_input_files(photo)
+    page.locator("#labels textarea").fill("a fox with a rather long description\ntwo apples")
+    page.locator("#recognise").click()
+    expect(page.locator("#recognised")).to_contain_text("two apples")
+    assert page.evaluate(SCROLLED) == []
 
 
 def pick(page, name):
