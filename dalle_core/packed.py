@@ -51,7 +51,9 @@ def parents(model: nn.Module) -> list[nn.Module]:
 def pack(model: nn.Module) -> None:
     """Replaces the linear layers of a model on the CPU, where oneDNN can and keeps rows apart; leaves it as it is where
     not. Sets `model.row_multiple`."""
-    shapes = {layer.weight.shape: layer for parent in parents(model) for layer in parent.children() if type(layer) is nn.Linear}
+    shapes = {
+        layer.weight.shape: layer for parent in parents(model) for layer in parent.children() if isinstance(layer, nn.Linear)
+    }
     dtype = next(iter(shapes.values())).weight.dtype
     if not torch.backends.mkldnn.is_available() or dtype not in (torch.float32, torch.bfloat16):
         return

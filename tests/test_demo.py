@@ -42,7 +42,7 @@ def test_file_names(prompt, name):
 
 def test_time_left_and_notices():
     line = progress.of(Update("", 256, 1024, 2.0))
-    assert "25.0%" in line and "6 s left" in line and "token 256 of 1024" in line
+    assert "25.0%" in line and "6 s left" in line and "</b> 25 %<" in line
     assert progress.cut(Update()) == ""
     notice = progress.cut(Update(cut=(("prompt", "<script>", "<b>rest</b>"),)))
     assert "&lt;script&gt;" in notice and "<b>" not in notice

@@ -24,12 +24,13 @@ from dalle_core.slots import SlotEngine
 from dalle_core.text_normalizer import NORMALIZERS
 from dalle_core.text_tokenizer import encode_pair
 from dalle_core.training.prior import open_pipeline
-from demo import create_demo, open_studio
+from demo import open_studio
 from tests import hub as local
 from tests import plain
 from tests.published import load_published
 
 CAPTION, GRID = 24, 4
+NO_INT8 = not torch.backends.mkldnn.is_available() or torch.backends.cpu.get_cpu_capability() == "DEFAULT"
 PROMPTS = ["fox", "a red fox, in the snow!", 'A cat — "big" & <b>red</b> at https://foo.com/x']
 
 
@@ -231,14 +232,20 @@ def test_it_draws_completes_and_is_saved(pipe, tmp_path):
     pipe.save_pretrained(tmp_path / "saved")
     saved = dalle_core.load(tmp_path / "saved", "cpu", clip="none")
     assert torch.equal(saved(PROMPTS[1], num_candidates=1, seed=4).candidates[0].tokens, again.tokens)
-    for dtype in (torch.bfloat16, torch.float16, torch.int8):  # what reads the prompt is left as it is, or nearly
-        small = dalle_core.load(tmp_path / "saved", "cpu", dtype, clip="none")
-        two = small(PROMPTS[1], num_candidates=2, seed=4)
-        assert torch.equal(small(PROMPTS[1], num_candidates=1, seed=4).candidates[0].tokens, two.candidates[0].tokens)
-        encoder = small.prior.text_encoder.state_dict()
-        assert encoder["block.0.layer.1.DenseReluDense.wo.weight"].dtype == (
-            torch.bfloat16 if dtype == torch.bfloat16 else torch.float32
-        )
+
+
+@pytest.mark.parametrize(
+    "dtype", ["bfloat16", "float16", pytest.param("int8", marks=pytest.mark.skipif(NO_INT8, reason="no kernels"))]
+)
+def test_smaller_dtypes_leave_what_reads_the_prompt_exact(pipe, tmp_path, dtype):
+    """But for bfloat16, in which the original has it as well. In float16 the layers that would overflow stay in float32."""
+    pipe.save_pretrained(tmp_path / "saved")
+    small = dalle_core.load(tmp_path / "saved", "cpu", getattr(torch, dtype), clip="none")
+    drawn = small(PROMPTS[1], num_candidates=2, seed=4, guidance_scale=1, temperature=2).candidates
+    assert len({tuple(one.tokens.flatten().tolist()) for one in drawn}) == 2
+    layer = small.prior.text_encoder.block[0].layer[1].DenseReluDense
+    expected = {"bfloat16": (torch.bfloat16,) * 2, "float16": (torch.float16, torch.float32), "int8": (torch.float32,) * 2}
+    assert (layer.wi_0.weight.dtype, layer.wo.weight.dtype) == expected[dtype]
 
 
 def test_the_page_draws_with_it(pipe, tmp_path, monkeypatch):
@@ -248,7 +255,6 @@ def test_the_page_draws_with_it(pipe, tmp_path, monkeypatch):
     assert sum(update.previews is not None for update in updates) == 3 and len(last.pictures) == 2
     picture = last.pictures[0]
     assert studio.tokens_of("me", picture.path) == picture.drawn.tokens.tolist()
-    assert create_demo(studio).blocks
 
 
 def test_from_the_hub_by_name(files, pipe, home, tmp_path, monkeypatch):

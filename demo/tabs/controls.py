@@ -133,6 +133,18 @@ def build(studio: Studio) -> Controls:
             )
             dice = gr.Button("New seed", elem_id="dice", min_width=110, scale=1)
             keep_seed = gr.Checkbox(False, label="Lock seed", elem_id="keep-seed", min_width=130, scale=1)
+    folded = advanced(studio)
+    checked_later(candidates)
+    dice.click(lambda: (str(secrets.randbelow(2**32)), True), None, [seed, keep_seed], queue=False, api_visibility="private")
+    identity = gr.Textbox(
+        json.dumps([loaded.name, loaded.revision]), elem_id="loaded", elem_classes="offstage", show_label=False
+    )
+    return Controls(prompt, generate, stop, examples, candidates, seed, keep_seed, *folded, gr.State(""), identity)
+
+
+def advanced(studio: Studio) -> tuple:
+    """The fold of what few people change: the components of `Controls` from `model` to `save_recipe`."""
+    loaded = studio.holder.loaded
     with gr.Accordion("Advanced", open=False, elem_id="advanced"):
         with gr.Row(elem_id="model-row"):
             model = gr.Dropdown(
@@ -156,48 +168,22 @@ def build(studio: Studio) -> Controls:
         )
         with gr.Row():
             temperature, top_k, top_p, guidance = sampling.sliders(loaded, "create")
-        with gr.Row():
-            every = gr.Slider(
-                0,
-                loaded.limits.grid_size**2,
-                loaded.preview_every,
-                step=1,
-                label="Preview every",
-                info="Tokens between two previews; 0 is never.",
-                min_width=240,
-            )
-            save_recipe = gr.Checkbox(
-                True,
-                label="Save the recipe in the PNG",
-                elem_id="save-recipe",
-                info="The PNG then holds prompt, settings and tokens: drop it on this page, and all of them come back.",
-            )
-    for slider in (candidates, every):
-        checked_later(slider)
-    dice.click(lambda: (str(secrets.randbelow(2**32)), True), None, [seed, keep_seed], queue=False, api_visibility="private")
-    identity = gr.Textbox(
-        json.dumps([loaded.name, loaded.revision]), elem_id="loaded", elem_classes="offstage", show_label=False
-    )
-    return Controls(
-        prompt,
-        generate,
-        stop,
-        examples,
-        candidates,
-        seed,
-        keep_seed,
-        model,
-        about,
-        negative,
-        temperature,
-        top_k,
-        top_p,
-        guidance,
-        every,
-        save_recipe,
-        gr.State(""),
-        identity,
-    )
+        every = gr.Slider(
+            0,
+            loaded.limits.grid_size**2,
+            loaded.preview_every,
+            step=1,
+            label="Preview every",
+            info="Tokens between two previews; 0 is never.",
+        )
+        save_recipe = gr.Checkbox(
+            True,
+            label="Save the recipe in the PNG",
+            elem_id="save-recipe",
+            info="The PNG then holds prompt, settings and tokens: drop it on this page, and all of them come back.",
+        )
+    checked_later(every)
+    return model, about, negative, temperature, top_k, top_p, guidance, every, save_recipe
 
 
 def choose_model(studio: Studio, controls: Controls, demo: gr.Blocks, status: gr.HTML) -> gr.events.Dependency:

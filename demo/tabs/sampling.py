@@ -16,10 +16,10 @@ def sliders(loaded: Loaded, tab: str) -> list[gr.Slider]:
     """Those of NAMES, at the model's own values."""
     usual, defaults = USUAL, loaded.defaults
     rows = (
-        (0, usual["temperature"], 0.05, "Temperature", "Higher is more varied; 0 always takes the likeliest."),
-        (0, loaded.limits.codebook_size, 1, "Top-k", "Chooses among so many of the likeliest tokens; 0 is off."),
-        (0.05, 1, 0.01, "Top-p", "Chooses among the likeliest that make up this share; 1 is off."),
-        (0, usual["guidance_scale"], 0.25, "Guidance scale", "How closely to follow the prompt; 1 is off."),
+        (0, usual["temperature"], 0.05, "Temperature", "Higher is more varied."),
+        (0, loaded.limits.codebook_size, 1, "Top-k", "Only so many of the likeliest tokens; 0 is off."),
+        (0.05, 1, 0.01, "Top-p", "Only the likeliest, up to this share; 1 is off."),
+        (0, usual["guidance_scale"], 0.25, "Guidance scale", "Higher is closer to the prompt; 1 is off."),
     )
     return [
         checked_later(

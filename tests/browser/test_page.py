@@ -200,6 +200,16 @@ def test_changing_the_model_changes_the_controls_and_a_failure_keeps_the_one_bef
     page.get_by_role("option", name="tiny").click()
     expect(page.locator("#candidates input[type=number]")).to_have_value("4")
     generate(page, gate)
+    page.locator("#model input").click()
+    page.get_by_role("option", name="dalle-mini").click()
+    expect(page.locator("#candidates input[type=number]")).to_have_value("2")
+    open_tab(page, "Compare")
+    page.locator("#compare-sampling > button").click()
+    expect(page.locator("#compare-top-k input[type=number]")).to_have_value("7")
+    open_tab(page, "Create")
+    page.locator("#model input").click()
+    page.get_by_role("option", name="tiny").click()  # all browser tests share it
+    expect(page.locator("#candidates input[type=number]")).to_have_value("4")
 
 
 @pytest.fixture
