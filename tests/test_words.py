@@ -11,7 +11,7 @@ import dalle_core
 from dalle_core.__main__ import main
 from dalle_core.errors import InputError, ModelError
 from dalle_core.training import emoji_words as words
-from dalle_core.training.assemble import named_by_the_corpus
+from dalle_core.training.assemble import names_of
 from dalle_core.training.emoji import EmojiCorpus
 from dalle_core.training.emoji_icons import VERSIONS
 from dalle_core.vocabulary import MAX_UNKNOWN, Vocabulary, unknown_words
@@ -145,7 +145,7 @@ def test_tags_come_from_emojibase(tmp_path):
     package.mkdir()
     for language in ("en", "zh"):
         (tmp_path / language).rename(package / language)
-    labels, vocabulary = named_by_the_corpus(folder)
+    labels, vocabulary = names_of(EmojiCorpus(folder))
     assert "fox" in labels and len(labels) == 8 and vocabulary["near"]["kitten"] == "cat"
 
 

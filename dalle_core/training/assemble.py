@@ -20,6 +20,7 @@ from dalle_core.pipeline import DallePipeline
 from dalle_core.training import emoji_words as words
 from dalle_core.training.arguments import command
 from dalle_core.training.data import add_data_arguments, first_captions, open_from
+from dalle_core.training.emoji import EmojiCorpus
 from dalle_core.training.emoji_icons import VERSIONS
 
 SAMPLING = {"temperature": 0.8, "top_k": 100, "top_p": 1.0, "guidance_scale": 1.5}
@@ -30,8 +31,8 @@ READ_CAPTIONS = 20_000  # to find that out
 
 def names_of(dataset) -> tuple[list[str], dict | None]:
     """What the data set shows: labels, its captions where these are few; and the vocabulary of the emoji corpus's captions."""
-    if (Path(dataset.name) / "icons.json").is_file():
-        return named_by_the_corpus(Path(dataset.name))
+    if isinstance(dataset, EmojiCorpus):
+        return named_by_the_corpus(dataset.folder)
     found = sorted(set(first_captions(dataset, READ_CAPTIONS)))
     return found if len(found) <= FEW_LABELS else [], None
 
