@@ -55,6 +55,8 @@ HEAD = f"""<meta name="viewport" content="width=device-width, initial-scale=1">
 
 CSS = """
 .gradio-container { width: 100%; max-width: 1320px !important; margin: 0 auto !important; }
+/* A long choice ends before the arrow. */
+.wrap-inner .secondary-wrap input { padding-right: 1.6rem !important; text-overflow: ellipsis; }
 .brand h1 { font-size: 1.7rem; letter-spacing: -0.02em; font-weight: 750; margin: .3rem 0 .1rem; }
 .brand p { color: var(--body-text-color-subdued); margin: 0; font-size: .98rem; }
 #language { float: right; margin: .35rem 0 .3rem 1rem; padding: .3rem .8rem; font-size: .9rem; cursor: pointer;
